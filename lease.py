@@ -1,0 +1,82 @@
+"""One submission of the job owns the model at a time: a lease in Redis, renewed while the job lives.
+
+Two jobs on one consumer group would abort each other's Kafka transactions and learn each sample twice.
+"""
+
+import logging
+import secrets
+import threading
+import time
+
+import redis
+
+from model_store import LeaseError, ModelStore
+
+LEASE_MS = 6_000  # how long a lease outlives the last sign of its holder
+RENEW_SECONDS = 1.5
+STARTING_MS = 60_000  # how long a client's lease waits for the job's tasks to come up and take it over
+
+_TAKE = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return redis.call('PTTL', KEYS[1]) end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return -1
+"""
+_GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+log = logging.getLogger(__name__)
+
+
+def new_submission() -> str:
+    """Return a submission id, made once on the client and the same across the job's restarts."""
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+
+
+class Lease:
+    """The lease of one submission on one model."""
+
+    def __init__(self, store: ModelStore, submission: str) -> None:
+        self.submission = submission
+        self.key = store.keys[3]
+        self.redis = store.redis
+        self._take = self.redis.register_script(_TAKE)
+        self._give_back = self.redis.register_script(_GIVE_BACK)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def take(self, lease_ms: int = LEASE_MS) -> None:
+        """Take the lease, waiting for one that nobody renews to run out; raises ``LeaseError`` where somebody does."""
+        last = None
+        while (left := self._take(keys=[self.key], args=[self.submission, lease_ms])) >= 0:
+            if last is not None and left > last:
+                holder = (self.redis.get(self.key) or b"?").decode()
+                raise LeaseError(
+                    f"Another submission of this job ({holder}) is running on the model {self.key.split('}')[0][1:]}; "
+                    "stop it first, or give this one its own MODEL_KEY and KAFKA_GROUP."
+                )
+            last = left
+            time.sleep(min(RENEW_SECONDS, left / 1000) + 0.1)
+
+    def keep(self) -> None:
+        """Renew the lease in the background until ``give_back``."""
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    def give_back(self) -> None:
+        """Stop renewing and free the lease if it is still ours; where Redis is away it runs out by itself."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join(timeout=RENEW_SECONDS)
+        try:
+            self._give_back(keys=[self.key], args=[self.submission])
+        except redis.RedisError as error:
+            log.warning("lease %s was not given back, it runs out by itself: %s", self.submission, error)
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_SECONDS):
+            try:
+                if self._take(keys=[self.key], args=[self.submission, LEASE_MS]) >= 0:
+                    log.error("lease %s was taken by another submission", self.submission)
+                    return  # the next commit is refused and says so
+            except redis.RedisError as error:
+                log.warning("lease %s was not renewed: %s", self.submission, error)

@@ -1,0 +1,263 @@
+"""What goes over the wire: a sample as one JSON object, parsed and checked a batch at a time.
+
+A batch whose messages are all plain is parsed at once by pyarrow; what pyarrow can't prove good is halved until
+the bad messages stand alone, and those are judged one by one, with a reason. Both ways give the same verdict.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import import_module
+from json import JSONDecoder
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.json as pj
+
+MAX_MESSAGE_BYTES = 1_000_000  # a message that topic, producer and job let pass at all
+MAX_SAMPLE_BYTES = 65_536  # a good sample: it goes out again with more fields, and must fit there
+MAX_REJECTED_BYTES = 700_000  # base64 of this, with a reason, stays below MAX_MESSAGE_BYTES
+ADDED = ("predict_y", "model_version", "partition", "offset", "replayed")  # fields that the job writes itself
+
+_PLAIN_BYTES = 4096  # longer messages are judged one by one: pyarrow recurses into what it reads
+_INDEX = "_index"
+
+
+class BadMessageError(ValueError):
+    """A message that is no sample: ``code`` groups it in metrics, the text says why in a sentence."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+@dataclass
+class Parsed:
+    """A batch after parsing; rows of ``X`` belong, in order, to the places where ``good`` is true.
+
+    ``X``: float64 (samples, n_features). ``y``: int64 (samples,). ``good``: bool (messages,). ``documents``: each good
+    message as one JSON object in bytes that ends in its own brace and holds none of ``ADDED``. ``sources``: its
+    ``source`` field or None. ``reasons``: the error of each bad message by its place in the batch.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    good: np.ndarray
+    documents: list[bytes]
+    sources: list[str | None]
+    reasons: dict[int, BadMessageError] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A message of the form ``{"ts": text, "x": [n_features numbers in low..high], "actual_y": 0..n_classes-1}``.
+
+    ``whole`` numbers must be written without a decimal point. ``source`` (text) is optional; other fields are carried along.
+    """
+
+    n_features: int
+    low: float
+    high: float
+    n_classes: int
+    whole: bool = True
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        """Return the labels, int64 (n_classes,)."""
+        return np.arange(self.n_classes, dtype=np.int64)
+
+    @cached_property
+    def _options(self) -> pj.ParseOptions:
+        number = pa.int16() if self.whole else pa.float64()
+        schema = [(_INDEX, pa.int32()), ("ts", pa.string()), ("x", pa.list_(number)), ("actual_y", pa.int16()),
+                  ("source", pa.string())]  # fmt: skip
+        return pj.ParseOptions(explicit_schema=pa.schema(schema), unexpected_field_behavior="error")
+
+    def sample(self, x: Sequence[float], y: int, source: str | None = None, ts: str | None = None) -> bytes:
+        """Return one message as it goes on the wire; ``ts`` defaults to now in UTC."""
+        message: dict = {"ts": ts or datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")}
+        message |= {"x": [int(v) if self.whole else float(v) for v in x], "actual_y": int(y)}
+        if source is not None:
+            message["source"] = source
+        return orjson.dumps(message)
+
+    def parse(self, payloads: Sequence[bytes | None]) -> Parsed:
+        """Parse a batch of raw messages; never raises for what a message holds."""
+        if not payloads:
+            return _join([], self.n_features)
+        plain = all(p is not None and len(p) <= _PLAIN_BYTES and p[:1] == b"{" and p[-1:] == b"}" for p in payloads)
+        parsed = self._parse_at_once(payloads) if plain else None  # type: ignore[arg-type]
+        if parsed is not None:
+            return parsed
+        if len(payloads) <= 8:
+            return self._parse_one_by_one(payloads)
+        half = len(payloads) // 2
+        return _join([self.parse(payloads[:half]), self.parse(payloads[half:])], self.n_features)
+
+    def _parse_at_once(self, payloads: Sequence[bytes]) -> Parsed | None:
+        """Return the batch if each message is proven to be one good sample of known fields only, else None."""
+        # Each message gets its own number: two objects in one message, or half an object in each of two, can't keep
+        # the numbers in order. pyarrow itself refuses a field that stands twice or has another type.
+        text = b"\n".join([b'{"%b":%d,%b' % (_INDEX.encode(), i, p[1:]) for i, p in enumerate(payloads)])
+        if b"\\" in text or text.count(b"\n") != len(payloads) - 1 or b"\r" in text:
+            return None
+        try:
+            text.decode()
+            options = pj.ReadOptions(use_threads=False, block_size=len(text) + 1)
+            table = pj.read_json(io.BytesIO(text), options, self._options)
+        except (UnicodeDecodeError, pa.ArrowInvalid):
+            return None
+        index, ts, x, y, source = (table.column(i).combine_chunks() for i in range(5))
+        if table.num_rows != len(payloads) or index.null_count or ts.null_count or x.null_count or y.null_count:
+            return None
+        values = x.flatten()
+        if values.null_count or not np.array_equal(index.to_numpy(), np.arange(len(payloads))):
+            return None
+        lengths = np.diff(x.offsets.to_numpy())
+        if not (lengths == self.n_features).all():
+            return None
+        X = values.to_numpy().reshape(-1, self.n_features).astype(np.float64)
+        labels = y.to_numpy().astype(np.int64)
+        if not (((X >= self.low) & (X <= self.high)).all() and (labels >= 0).all() and (labels < self.n_classes).all()):
+            return None
+        sources = [None] * len(payloads) if source.null_count == len(payloads) else source.to_pylist()
+        if None in sources and text.count(b'"source"'):
+            return None  # a source of null is no text; whether it is null or missing pyarrow doesn't say
+        return Parsed(X, labels, np.ones(len(payloads), bool), list(payloads), sources)
+
+    def _parse_one_by_one(self, payloads: Sequence[bytes | None]) -> Parsed:
+        good = np.zeros(len(payloads), bool)
+        rows, labels, documents, sources, reasons = [], [], [], [], {}
+        for i, payload in enumerate(payloads):
+            try:
+                message = self._judge(payload)
+            except BadMessageError as error:
+                reasons[i] = error
+                continue
+            good[i] = True
+            rows.append(message["x"])
+            labels.append(message["actual_y"])
+            sources.append(message.get("source"))
+            documents.append(orjson.dumps({k: v for k, v in message.items() if k not in ADDED}))
+        X = np.array(rows, dtype=np.float64).reshape(-1, self.n_features)
+        return Parsed(X, np.array(labels, dtype=np.int64), good, documents, sources, reasons)
+
+    def _judge(self, payload: bytes | None) -> dict:
+        """Return the message as a dict, or raise ``BadMessageError``."""
+        message = _json_object(payload)
+        for name in ("ts", "x", "actual_y"):
+            if name not in message:
+                raise BadMessageError("missing_field", f'The field "{name}" is missing.')
+        for name in ("ts", "source"):
+            if not isinstance(message.get(name, ""), str):
+                raise BadMessageError("wrong_type", f'"{name}" must be text, not {_kind(message[name])}.')
+        x, y = message["x"], message["actual_y"]
+        if not isinstance(x, list):
+            raise BadMessageError("wrong_type", f'"x" must be a list of {self.n_features} numbers, not {_kind(x)}.')
+        if len(x) != self.n_features:
+            raise BadMessageError("wrong_length", f'"x" must hold {self.n_features} numbers, it holds {len(x)}.')
+        allowed = (int,) if self.whole else (int, float)
+        for i, value in enumerate(x):
+            if type(value) not in allowed:  # a bool is an int to isinstance
+                wanted = "a whole number" if self.whole else "a number"
+                raise BadMessageError("wrong_type", f'"x"[{i}] must be {wanted}, not {_kind(value)}.')
+            if not self.low <= value <= self.high:
+                raise BadMessageError("out_of_range", f'"x"[{i}] must be in {self.low}..{self.high}, not {value!r:.40}.')
+        if type(y) is not int:
+            raise BadMessageError("wrong_type", f'"actual_y" must be a whole number, not {_kind(y)}.')
+        if not 0 <= y < self.n_classes:
+            raise BadMessageError("out_of_range", f'"actual_y" must be in 0..{self.n_classes - 1}, not {y!r:.40}.')
+        return message
+
+
+DIGITS = Format(n_features=64, low=0, high=16, n_classes=10)
+
+
+def load_format(name: str) -> Format:
+    """Return the format that ``module:name`` names; raises ``ValueError`` naming what can't be found."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"MESSAGE_FORMAT {name!r} must be module:name of a message format: {error}.") from error
+
+
+def prediction(document: bytes, predicted: int | None, version: int | None, partition: int, offset: int,
+               replayed: bool = False) -> bytes:  # fmt: skip
+    """Return a good message with the job's fields added to its end."""
+    return b'%b,"predict_y":%b,"model_version":%b,"partition":%d,"offset":%d%b}' % (
+        document[:-1], b"null" if predicted is None else b"%d" % predicted,
+        b"null" if version is None else b"%d" % version, partition, offset,
+        b',"replayed":true' if replayed else b"")  # fmt: skip
+
+
+def reject(payload: bytes | None, reason: str, partition: int, offset: int) -> bytes:
+    """Return what goes to the reject topic; a payload over ``MAX_REJECTED_BYTES`` is cut, and the reason says so."""
+    if payload is not None and len(payload) > MAX_REJECTED_BYTES:
+        reason += f" The payload of {len(payload)} bytes is cut to its first {MAX_REJECTED_BYTES}."
+        payload = payload[:MAX_REJECTED_BYTES]
+    encoded = None if payload is None else base64.b64encode(payload).decode()
+    return orjson.dumps({"payload": encoded, "reason": reason, "partition": partition, "offset": offset})
+
+
+def _json_object(payload: bytes | None) -> dict:
+    if payload is None:
+        raise BadMessageError("empty", "The message has no value (a tombstone).")
+    if not payload:
+        raise BadMessageError("empty", "The message is empty.")
+    if len(payload) > MAX_SAMPLE_BYTES:
+        raise BadMessageError("too_large", f"The message has {len(payload)} bytes; a sample has at most {MAX_SAMPLE_BYTES}.")
+    try:
+        payload.decode()
+    except UnicodeDecodeError as error:
+        raise BadMessageError("not_utf8", f"The message is not UTF-8: byte {error.start} can't be read.") from error
+    try:
+        message = orjson.loads(payload)
+    except orjson.JSONDecodeError as error:
+        raise BadMessageError("not_json", f"The message is not JSON: {error}.") from error
+    if not isinstance(message, dict):
+        raise BadMessageError("not_an_object", f"The message must be a JSON object, not {_kind(message)}.")
+    # orjson keeps the last of two fields of one name without a word.
+    if b"\\" in payload or any(payload.count(b'"%b"' % name) > 1 for name in (b"ts", b"x", b"actual_y", b"source")):
+        _refuse_duplicates(payload.decode())
+    return message
+
+
+def _refuse_duplicates(text: str) -> None:
+    seen: list[list[str]] = []
+    hook = lambda pairs: seen.append([name for name, _ in pairs])  # noqa: E731
+    try:
+        JSONDecoder(object_pairs_hook=hook, parse_int=str, parse_float=str).decode(text)
+    except RecursionError as error:
+        raise BadMessageError("not_json", "The message is nested too deeply.") from error
+    outermost = seen[-1]
+    for name in ("ts", "x", "actual_y", "source"):
+        if outermost.count(name) > 1:
+            raise BadMessageError("duplicate_field", f'The field "{name}" stands more than once.')
+
+
+def _kind(value: object) -> str:
+    kinds = {bool: "true or false", int: "a whole number", float: "a number with a fraction", str: "text", list: "a list",
+             dict: "an object"}  # fmt: skip
+    return kinds.get(type(value), "null")
+
+
+def _join(parts: list[Parsed], n_features: int) -> Parsed:
+    """Return the parts of one batch as one, places counted from its beginning."""
+    joined = Parsed(np.empty((0, n_features)), np.empty(0, np.int64), np.empty(0, bool), [], [])
+    if not parts:
+        return joined
+    start = 0
+    for part in parts:
+        joined.documents += part.documents
+        joined.sources += part.sources
+        joined.reasons |= {start + i: error for i, error in part.reasons.items()}
+        start += len(part.good)
+    joined.X = np.concatenate([part.X for part in parts])
+    joined.y = np.concatenate([part.y for part in parts])
+    joined.good = np.concatenate([part.good for part in parts])
+    return joined

@@ -1,0 +1,64 @@
+"""Prequential scores: each sample is predicted by a model that has not seen it, then counted here, then learned.
+
+Source: Gama, Sebastião, Rodrigues, "On evaluating stream learning algorithms", Machine Learning 90 (2013).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import orjson
+
+RECENT = 100
+
+
+@dataclass
+class Scores:
+    """How the predictions of one model compare with the labels that came with them.
+
+    ``predicted``, ``right``: counts. ``recent``: the last 100 outcomes, oldest first, "1" right and "0" wrong.
+    ``confusion``: counts by (label, prediction). ``by_source``: {source: [predicted, right]} of samples that name one.
+    """
+
+    predicted: int = 0
+    right: int = 0
+    recent: str = ""
+    confusion: list[list[int]] = field(default_factory=list)
+    by_source: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Return right / predicted since the model began, None before the first prediction."""
+        return self.right / self.predicted if self.predicted else None
+
+    @property
+    def accuracy_100(self) -> float | None:
+        """Return the share that was right among the last 100 predictions, None before the first."""
+        return self.recent.count("1") / len(self.recent) if self.recent else None
+
+    def add(self, labels: np.ndarray, predictions: np.ndarray, sources: list[str | None], classes: np.ndarray) -> None:
+        """Count a batch: ``labels`` and ``predictions`` int64 (n,), both of ``classes``; ``sources`` has n entries."""
+        hits = labels == predictions
+        self.predicted += len(labels)
+        self.right += int(hits.sum())
+        self.recent = (self.recent + "".join("1" if hit else "0" for hit in hits[-RECENT:]))[-RECENT:]
+        n = len(classes)
+        confusion = np.array(self.confusion or np.zeros((n, n)), dtype=np.int64)
+        np.add.at(confusion, (np.searchsorted(classes, labels), np.searchsorted(classes, predictions)), 1)
+        self.confusion = confusion.tolist()
+        for source, hit in zip(sources, hits.tolist(), strict=True):
+            if source is not None:
+                # A client names its source: only so many names are counted apart, so that the commit stays small.
+                if source not in self.by_source and (len(self.by_source) >= 10 or len(source) > 40):
+                    source = "other"
+                counts = self.by_source.setdefault(source, [0, 0])
+                counts[0] += 1
+                counts[1] += hit
+
+    def dumps(self) -> bytes:
+        """Return the scores as JSON."""
+        return orjson.dumps(self)
+
+    @classmethod
+    def loads(cls, text: bytes) -> "Scores":
+        """Return the scores that ``dumps`` wrote."""
+        return cls(**orjson.loads(text))
