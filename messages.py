@@ -186,11 +186,11 @@ def load_format(name: str) -> Format:
         raise ValueError(f"MESSAGE_FORMAT {name!r} must be module:name of a message format: {error}.") from error
 
 
-def prediction(document: bytes, predicted: int | None, version: int | None, partition: int, offset: int,
+def prediction(document: bytes, predicted: float | None, version: int | None, partition: int, offset: int,
                replayed: bool = False) -> bytes:  # fmt: skip
     """Return a good message with the job's fields added to its end."""
     return b'%b,"predict_y":%b,"model_version":%b,"partition":%d,"offset":%d%b}' % (
-        document[:-1], b"null" if predicted is None else b"%d" % predicted,
+        document[:-1], b"null" if predicted is None else b"%r" % predicted,
         b"null" if version is None else b"%d" % version, partition, offset,
         b',"replayed":true' if replayed else b"")  # fmt: skip
 

@@ -33,17 +33,19 @@ ID_TIME = "%Y%m%dT%H%M%S.%fZ"
 # The first write is one that Redis refuses when it is out of memory or read-only: all of this happens, or nothing.
 _COMMIT = """
 local expected, commit, submission, lease_ms, channel = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local n_fields, with_model, model, state_bytes = tonumber(ARGV[6]), ARGV[7], ARGV[8], tonumber(ARGV[9])
+local had_model, had_state, n_fields = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local with_model, model, state_bytes = ARGV[9], ARGV[10], tonumber(ARGV[11])
 local found = redis.call('HGET', KEYS[2], 'commit_id') or ''
 if found == commit then return 'done' end
 local holder = redis.call('GET', KEYS[4])
 if submission ~= '' and holder and holder ~= submission then return 'lease' end
 if found ~= expected then return 'conflict' end
+if redis.call('EXISTS', KEYS[1]) ~= had_model or redis.call('STRLEN', KEYS[3]) ~= had_state then return 'conflict' end
 if with_model == '1' then redis.call('SET', KEYS[1], model) end
-redis.call('HSET', KEYS[2], unpack(ARGV, 10, 9 + n_fields))
+redis.call('HSET', KEYS[2], unpack(ARGV, 12, 11 + n_fields))
 redis.call('HDEL', KEYS[2], 'cleared_at')
 if redis.call('STRLEN', KEYS[3]) ~= state_bytes then redis.call('DEL', KEYS[3]) end
-for i = 10 + n_fields, #ARGV, 2 do redis.call('SETRANGE', KEYS[3], ARGV[i], ARGV[i + 1]) end
+for i = 12 + n_fields, #ARGV, 2 do redis.call('SETRANGE', KEYS[3], ARGV[i], ARGV[i + 1]) end
 if submission ~= '' then redis.call('SET', KEYS[4], submission, 'PX', lease_ms) end
 redis.call('PUBLISH', channel, commit)
 return 'done'
@@ -248,13 +250,15 @@ class ModelStore:
                 f"signed; it is not opened. Set the key that signed it, or start over with python redis_clear.py {name}."
             )
 
-    def commit(self, expected: str, meta: Meta, model: bytes, state: bytes, *, before: Stored | None = None,
-               submission: str = "", lease_ms: int = 0) -> Stored:  # fmt: skip
-        """Write the model and its meta if the store still holds commit ``expected``; waits while Redis is away.
+    def commit(self, before: Stored | None, meta: Meta, model: bytes, state: bytes, submission: str = "",
+               lease_ms: int = 0) -> Stored:  # fmt: skip
+        """Write the model and its meta if the store still holds ``before``, in one piece; waits while Redis is away.
 
-        ``meta`` gets its commit id, time, libraries and the state's digest here. ``before``: what this task last stored or
-        read, so that only what changed is sent. Raises ``ConflictError``, ``LeaseError`` or ``AwayError``.
+        ``before``: what this task stored or read last (None: nothing), so that only what changed is sent. ``meta`` gets its
+        commit id, time, libraries and the state's digest here. ``submission``: the lease to check and renew for
+        ``lease_ms``, if any. Raises ``ConflictError``, ``LeaseError`` or ``AwayError``.
         """
+        expected = before.meta.commit_id if before else ""
         meta.commit_id = secrets.token_hex(16)
         meta.saved_at = time.time()
         meta.libraries = {name: installed(name) for name in LIBRARIES}
@@ -264,8 +268,9 @@ class ModelStore:
         flat = [part for item in values.items() for part in item]
         changed = before is None or before.model != model
         patches = _changed_pages(before.state if before else None, state)
-        arguments = [expected, meta.commit_id, submission, lease_ms, self.channel, len(flat), int(changed),
-                     model if changed else b"", len(state), *flat, *patches]  # fmt: skip
+        had_model, had_state = (int(bool(before.model)), len(before.state)) if before else (0, 0)
+        arguments = [expected, meta.commit_id, submission, lease_ms, self.channel, had_model, had_state, len(flat),
+                     int(changed), model if changed else b"", len(state), *flat, *patches]  # fmt: skip
         answer = self._patiently(lambda: self._commit(keys=self.keys, args=arguments))
         if answer == b"conflict":
             raise ConflictError("The model in Redis is not the one that this task read last.")

@@ -3,7 +3,6 @@
 import time
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from settings import Settings
 
@@ -79,5 +78,3 @@ class SourceLog:
                                      f"{consumer.position(tp)} for {ANSWER_SECONDS} s.")  # fmt: skip
         return found[:limit]
 
-
-__all__ = ["KafkaError", "SourceLog", "SourceLogError", "UnknownTopicOrPartitionError"]

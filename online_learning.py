@@ -1,0 +1,180 @@
+"""The pipeline, as Flink SQL: samples in, one learner, predictions and rejects out, each exactly once.
+
+    flink run -m localhost:8081 -py online_learning.py
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import redis
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.errors import KafkaError
+from pyflink.common import Configuration
+from pyflink.datastream import StreamExecutionEnvironment
+from pyflink.table import StreamTableEnvironment
+
+from lease import STARTING_MS, Lease, new_submission
+from model_store import ModelStore, StoreError
+from settings import Settings, SettingsError, settings
+from udf_model import online_learner
+
+HERE = Path(__file__).resolve().parent
+MODULES = ("settings", "messages", "learner", "scores", "model_store", "lease", "source_log", "trainer", "udf_model")
+
+OPTIONS = {
+    "pipeline.name": "online_learning",
+    "parallelism.default": "1",
+    "pipeline.object-reuse": "true",
+    # A batch is what arrives in 20 ms, at most 5,000 messages: a sample is learned soon, a flood in large pieces.
+    "python.fn-execution.bundle.time": "20",
+    "python.fn-execution.bundle.size": "50000",
+    "python.fn-execution.arrow.batch.size": "5000",
+    "execution.checkpointing.mode": "EXACTLY_ONCE",
+    "execution.checkpointing.interval": "2 s",
+    "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+    "execution.checkpointing.num-retained": "3",
+    # A fault is over in seconds, so is the back-off; what fails ten times in a row needs a person.
+    "restart-strategy.type": "exponential-delay",
+    "restart-strategy.exponential-delay.initial-backoff": "500 ms",
+    "restart-strategy.exponential-delay.max-backoff": "5 s",
+    "restart-strategy.exponential-delay.reset-backoff-threshold": "20 s",
+    "restart-strategy.exponential-delay.attempts-before-reset-backoff": "10",
+}  # fmt: skip
+
+SOURCE = """
+CREATE TABLE samples (
+    payload BYTES,
+    kafka_partition INT METADATA FROM 'partition' VIRTUAL,
+    kafka_offset BIGINT METADATA FROM 'offset' VIRTUAL
+) WITH (
+    'connector' = 'kafka',
+    'topic' = '{settings.input_topic}',
+    'properties.group.id' = '{settings.kafka_group}',
+    'scan.startup.mode' = 'group-offsets',
+    'properties.auto.offset.reset' = 'earliest',
+    'scan.topic-partition-discovery.interval' = '5 s',
+    'format' = 'raw',
+    {kafka}
+)"""
+
+SINK = """
+CREATE TABLE {table} (
+    message BYTES
+) WITH (
+    'connector' = 'kafka',
+    'topic' = '{topic}',
+    'sink.delivery-guarantee' = 'exactly-once',
+    'sink.transactional-id-prefix' = '{topic}-{submission}',
+    'sink.transaction-naming-strategy' = 'pooling',
+    'properties.transaction.timeout.ms' = '900000',
+    'properties.compression.type' = 'lz4',
+    'format' = 'raw',
+    {kafka}
+)"""
+
+
+def main() -> None:
+    """Submit the job, unless another submission is running on the same model."""
+    config = settings()
+    env = StreamExecutionEnvironment.get_execution_environment(_options(config))
+    lease = Lease(ModelStore(config), new_submission())
+    lease.take(STARTING_MS)
+    try:
+        if not _resumes(env):
+            abort_leftover_transactions(config)
+        table_env = StreamTableEnvironment.create(env)
+        _add_python_files(table_env, config)
+        build(table_env, config, lease.submission)
+    except BaseException:
+        lease.give_back()
+        raise
+
+
+def build(table_env: StreamTableEnvironment, config: Settings, submission: str) -> None:
+    """Define the pipeline and submit it."""
+    kafka = ", ".join(f"'properties.{name}' = '{value}'" for name, value in kafka_properties(config).items())
+    table_env.execute_sql(SOURCE.format(settings=config, kafka=kafka))
+    for table, topic in (("predictions", config.predict_topic), ("rejects", config.reject_topic)):
+        table_env.execute_sql(SINK.format(table=table, topic=topic, submission=submission, kafka=kafka))
+
+    table_env.create_temporary_function("learn", online_learner(config, submission))
+    learned = table_env.sql_query(
+        "SELECT learn(payload, kafka_partition, kafka_offset) AS result FROM samples"
+    )
+    # Over the DataStream bridge the function runs once; a view that two INSERTs read would learn everything twice.
+    table_env.create_temporary_view("learned", table_env.to_data_stream(learned))
+
+    inserts = table_env.create_statement_set()
+    inserts.add_insert_sql("INSERT INTO predictions SELECT result.`out` FROM learned WHERE result.good")
+    inserts.add_insert_sql("INSERT INTO rejects SELECT result.`out` FROM learned WHERE NOT result.good")
+    job = inserts.execute().get_job_client()
+    print(f"Job {job.get_job_id() if job else '?'} runs; submission {submission}.")
+
+
+def kafka_properties(config: Settings) -> dict[str, str]:
+    """Return the connector's connection properties; a password is named here and read where the task runs."""
+    properties = {
+        "bootstrap.servers": config.kafka_bootstrap_servers,
+        "security.protocol": config.kafka_security_protocol,
+    }
+    if config.kafka_security_protocol.endswith("SSL") and config.kafka_ssl_cafile:
+        properties |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": config.kafka_ssl_cafile}
+    if config.kafka_security_protocol.startswith("SASL"):
+        shaded = "org.apache.flink.kafka.shaded.org.apache.kafka.common"
+        module = "plain.PlainLoginModule" if config.kafka_sasl_mechanism == "PLAIN" else "scram.ScramLoginModule"
+        properties |= {
+            "sasl.mechanism": config.kafka_sasl_mechanism,
+            "config.providers": "env",
+            "config.providers.env.class": f"{shaded}.config.provider.EnvVarConfigProvider",
+            "sasl.jaas.config": f'{shaded}.security.{module} required username="{config.kafka_sasl_username}" '
+            'password="${env:KAFKA_SASL_PASSWORD}";',
+        }
+    return properties
+
+
+def abort_leftover_transactions(config: Settings) -> None:
+    """Abort what a dead submission left open in the output topics: readers of committed messages wait for it."""
+    admin = KafkaAdminClient(**config.kafka_client())
+    try:
+        found = admin.list_transactions(state_filters=["Ongoing"])
+    finally:
+        admin.close()
+    prefixes = (f"{config.predict_topic}-", f"{config.reject_topic}-")
+    for transaction in found:
+        if transaction.transactional_id.startswith(prefixes):
+            producer = KafkaProducer(**config.kafka_client(), transactional_id=transaction.transactional_id)
+            producer.init_transactions()
+            producer.close()
+
+
+def _options(config: Settings) -> Configuration:
+    options = Configuration()
+    for name, value in OPTIONS.items():
+        options.set_string(name, value)
+    options.set_string("python.executable", config.flink_python or sys.executable)
+    if config.kafka_connector_jar:
+        options.set_string("pipeline.jars", Path(config.kafka_connector_jar).resolve().as_uri())
+    return options
+
+
+def _resumes(env: StreamExecutionEnvironment) -> bool:
+    """Return whether ``flink run -s`` starts from a savepoint or checkpoint, whose transactions Flink itself ends."""
+    options = Configuration(j_configuration=env._j_stream_execution_environment.getConfiguration())
+    return bool(options.get_string("execution.state-recovery.path", ""))
+
+
+def _add_python_files(table_env: StreamTableEnvironment, config: Settings) -> None:
+    for name in MODULES:
+        table_env.add_python_file(str(HERE / f"{name}.py"))
+    for name in (config.learner, config.message_format):
+        module = name.partition(":")[0]
+        if ":" in name and module not in MODULES:
+            table_env.add_python_file(str(Path(str(import_module(module).__file__)).resolve()))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (SettingsError, StoreError, redis.RedisError, KafkaError) as error:
+        sys.exit(f"online_learning.py: {error}")

@@ -1,0 +1,105 @@
+"""The function that Flink SQL calls on each batch of messages: it predicts, scores, learns and commits.
+
+Flink gives no state to a Python ScalarFunction, so the model and its position in the stream live in one commit in
+Redis; a message that Flink delivers again is predicted again and not learned again (trainer.py).
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyflink.table import DataTypes
+from pyflink.table.udf import FunctionContext, ScalarFunction, udf
+
+from settings import Settings
+from trainer import Learned, Trainer
+
+WINDOW_SECONDS = 10
+
+
+class OnlineLearner(ScalarFunction):
+    """learn(payload, partition, offset) -> ROW(out BYTES, good BOOLEAN): one row per message, in its order.
+
+    ``out`` is the message with its prediction for the predict topic, or, where ``good`` is false, the reject topic's.
+    """
+
+    def __init__(self, settings: Settings, submission: str) -> None:
+        # This object travels with the job: it holds names and addresses, and no secret. Those the worker reads in open().
+        self.settings, self.submission = settings.public(), submission
+        self.trainer: Trainer
+        self.metrics: Metrics
+
+    def is_deterministic(self) -> bool:
+        """Return False, so that Flink calls this once per message and never folds or repeats it."""
+        return False
+
+    def open(self, function_context: FunctionContext) -> None:
+        """Connect, take the lease and load the model; raises ``StopJob`` where stream and model don't fit."""
+        self.trainer = Trainer(Settings(**self.settings), self.submission)
+        self.trainer.open()
+        self.metrics = Metrics(function_context.get_metric_group(), self.trainer)
+
+    def close(self) -> None:
+        """Give the lease back."""
+        if hasattr(self, "trainer"):
+            self.trainer.close()
+
+    def eval(self, payload: pd.Series, partition: pd.Series, offset: pd.Series) -> pd.DataFrame:
+        """Learn one Arrow batch; when this returns, what it learned is committed."""
+        learned = self.trainer.learn(payload.tolist(), partition.to_numpy(np.int64), offset.to_numpy(np.int64))
+        self.metrics.count(learned)
+        return pd.DataFrame({"out": pd.Series(learned.out, dtype=object), "good": learned.good})
+
+
+class Metrics:
+    """What Flink shows of the learning, in metric group ``online_ml``; Flink's Python gauges are whole numbers.
+
+    ``sample_count``: samples learned by this task. ``prediction_acc``: prequential accuracy since the model began, in
+    1/10,000. ``metric_distribution_y``: labels. ``total_10_sec``, ``right_10_sec``: predicted and rightly predicted in
+    the last 10 s. ``model_version``, ``saved_at`` (seconds since 1970). ``rejected`` and one counter per reason.
+    """
+
+    def __init__(self, group: Any, trainer: Trainer) -> None:
+        self.group = group.add_group("online_ml")
+        self.trainer = trainer
+        self.window: deque[tuple[float, int, int]] = deque()
+        self.sample_count = self.group.counter("sample_count")
+        self.rejected = self.group.counter("rejected")
+        self.by_reason: dict[str, Any] = {}
+        self.labels = self.group.distribution("metric_distribution_y")
+        gauges: dict[str, Callable[[], int]] = {
+            "prediction_acc": lambda: round(10_000 * (trainer.meta.scores.accuracy or 0)),
+            "total_10_sec": lambda: self.last_seconds()[0],
+            "right_10_sec": lambda: self.last_seconds()[1],
+            "model_version": lambda: trainer.meta.version,
+            "saved_at": lambda: int(trainer.meta.saved_at),
+        }
+        for name, value in gauges.items():
+            self.group.gauge(name, value)
+
+    def count(self, learned: Learned) -> None:
+        """Count one batch."""
+        self.sample_count.inc(len(learned.labels))
+        self.window.append((time.monotonic(), len(learned.hits), int(learned.hits.sum())))
+        for label in learned.labels.tolist():
+            self.labels.update(label)
+        self.rejected.inc(len(learned.reasons))
+        for code in learned.reasons:
+            if code not in self.by_reason:
+                self.by_reason[code] = self.group.counter(f"rejected_{code}")
+            self.by_reason[code].inc()
+
+    def last_seconds(self) -> tuple[int, int]:
+        """Return how many samples were predicted, and how many rightly, in the last ten seconds."""
+        while self.window and self.window[0][0] < time.monotonic() - WINDOW_SECONDS:
+            self.window.popleft()
+        return sum(n for _, n, _ in self.window), sum(right for _, _, right in self.window)
+
+
+def online_learner(settings: Settings, submission: str) -> Any:
+    """Return the function as Flink SQL registers it: vectorised, not deterministic."""
+    row = DataTypes.ROW([DataTypes.FIELD("out", DataTypes.BYTES()), DataTypes.FIELD("good", DataTypes.BOOLEAN())])
+    return udf(OnlineLearner(settings, submission), result_type=row, func_type="pandas", deterministic=False)
