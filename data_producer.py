@@ -366,8 +366,6 @@ def mended_message(line: bytes, form: Format) -> bytes:
         raise ValueError("The line is no JSON object.")
     if type(fields.get("partition")) is not int or type(fields.get("offset")) is not int:
         raise ValueError("The line has lost its partition and offset.")
-    if fields.get("sent"):
-        raise ValueError(f"Sent before, as {fields['sent']}.")
     message = fields.get("message")
     if message is None:
         raise ValueError('There is no "message" to send.')
@@ -390,7 +388,7 @@ def replay_rejects(sender: Sender, path: Path, form: Format, stop: Event) -> int
         for number, line in enumerate(lines):
             if stop.is_set():
                 break
-            if not line.strip():
+            if not line.strip() or (_object(line) or {}).get("sent"):
                 continue
             try:
                 message = mended_message(line, form)
@@ -551,7 +549,8 @@ def _replay_rejects(sender: Sender, path: Path, form: Format, stop: Event) -> No
 
 
 def _outcome(sender: Sender) -> str:
-    text = f"{sender.acknowledged:,} samples acknowledged, topic {sender.topic}, Kafka at {sender.link.address}."
+    many = "" if sender.acknowledged == 1 else "s"
+    text = f"{sender.acknowledged:,} sample{many} acknowledged, topic {sender.topic}, Kafka at {sender.link.address}."
     return f"{text} {sender.waiting:,} more were sent without an answer." if sender.waiting else text
 
 

@@ -44,7 +44,7 @@ class StackError(Exception):
     """Something that the person has to know or to do, in one sentence."""
 
 
-class Stopping(Exception):  # noqa: N818 - it is a request, no error
+class Stopping(Exception):
     """The person asked to stop while a part was still starting."""
 
 
@@ -659,7 +659,7 @@ def flink_argv(settings: Settings, main_class: str, options: list[str], log: Pat
 
 def rest(settings: Settings, path: str, body: dict | None = None) -> dict:
     """Return the JSON answer of Flink's REST API at this path; raises ``OSError`` when there is none."""
-    request = urllib.request.Request(  # noqa: S310 - always http
+    request = urllib.request.Request(
         f"http://{settings.flink_host}:{settings.flink_port}{path}",
         None if body is None else json.dumps(body).encode(),
         {"Content-Type": "application/json"},

@@ -200,10 +200,14 @@ class ModelStore:
         key = settings.model_key
         self.keys = [key, f"{{{key}}}:meta", f"{{{key}}}:state", f"{{{key}}}:lease"]
         self.channel = f"{key}:updates"
-        self.signing_key = settings.signing_key()
         self.redis = redis.Redis(**settings.redis_client(), socket_timeout=5, socket_connect_timeout=2)
         self._commit = self.redis.register_script(_COMMIT)
         self._clear = self.redis.register_script(_CLEAR)
+
+    @cached_property
+    def signing_key(self) -> bytes:
+        """Return the key of this installation; raises ``SettingsError`` where there is none."""
+        return self.settings.signing_key()
 
     def sign(self, model: bytes, values: dict[str, bytes]) -> str:
         """Return the HMAC-SHA256 over key name, fields and model, each preceded by its length."""

@@ -5,6 +5,7 @@
 
 import sys
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 
 import redis
@@ -100,14 +101,14 @@ def build(table_env: StreamTableEnvironment, config: Settings, submission: str) 
 
     table_env.create_temporary_function("learn", online_learner(config, submission))
     learned = table_env.sql_query(
-        "SELECT learn(payload, kafka_partition, kafka_offset) AS result FROM samples"
+        "SELECT learn(payload, kafka_partition, kafka_offset) AS learned FROM samples"
     )
     # Over the DataStream bridge the function runs once; a view that two INSERTs read would learn everything twice.
-    table_env.create_temporary_view("learned", table_env.to_data_stream(learned))
+    table_env.create_temporary_view("results", table_env.to_data_stream(learned))
 
     inserts = table_env.create_statement_set()
-    inserts.add_insert_sql("INSERT INTO predictions SELECT result.`out` FROM learned WHERE result.good")
-    inserts.add_insert_sql("INSERT INTO rejects SELECT result.`out` FROM learned WHERE NOT result.good")
+    inserts.add_insert_sql("INSERT INTO predictions SELECT learned.`out` FROM results WHERE learned.good")
+    inserts.add_insert_sql("INSERT INTO rejects SELECT learned.`out` FROM results WHERE NOT learned.good")
     job = inserts.execute().get_job_client()
     print(f"Job {job.get_job_id() if job else '?'} runs; submission {submission}.")
 
@@ -141,7 +142,7 @@ def abort_leftover_transactions(config: Settings) -> None:
     finally:
         admin.close()
     prefixes = (f"{config.predict_topic}-", f"{config.reject_topic}-")
-    for transaction in found:
+    for transaction in chain.from_iterable(found.values()):
         if transaction.transactional_id.startswith(prefixes):
             producer = KafkaProducer(**config.kafka_client(), transactional_id=transaction.transactional_id)
             producer.init_transactions()

@@ -3,6 +3,8 @@
 import time
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from settings import Settings
 
@@ -44,8 +46,11 @@ class SourceLog:
     def committed(self) -> dict[int, int]:
         """Return the offsets that the job's consumer group has committed, {partition: next offset}."""
         admin = KafkaAdminClient(**self.settings.kafka_client())
+        # A broker that has just started has no group coordinator yet.
+        retrying = Retrying(retry=retry_if_exception(lambda e: isinstance(e, KafkaError) and e.retriable),
+                            wait=wait_fixed(0.2), stop=stop_after_delay(ANSWER_SECONDS), reraise=True)  # fmt: skip
         try:
-            found = admin.list_group_offsets({self.settings.kafka_group: None})
+            found = retrying(admin.list_group_offsets, {self.settings.kafka_group: None})
         finally:
             admin.close()
         offsets = found.get(self.settings.kafka_group, {})

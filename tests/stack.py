@@ -183,7 +183,7 @@ class Stack:
         from urllib.request import Request, urlopen
 
         url = f"http://127.0.0.1:{self.settings.flink_port}/jobs/{job}?mode=cancel"
-        with urlopen(Request(url, method="PATCH"), timeout=10):  # noqa: S310
+        with urlopen(Request(url, method="PATCH"), timeout=10):
             pass
         self.wait_for_job(job, "CANCELED")
 
