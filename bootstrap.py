@@ -9,8 +9,8 @@ import sys
 
 if not (3, 11) <= sys.version_info[:2] <= (3, 12):  # before whatever an older Python cannot read
     sys.exit(
-        "This project runs on Python 3.11 or 3.12, and this is %d.%d: choose one with "
-        "'make run PYTHON=python3.12' or 'python3.12 bootstrap.py local_stack.py run'." % sys.version_info[:2]
+        f"This project runs on Python 3.11 or 3.12, and this is {sys.version.split()[0]}: choose one with "
+        "'make run PYTHON=python3.12' or 'python3.12 bootstrap.py local_stack.py run'."
     )
 
 import fcntl
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
         take_turn(turn)
         make_environment("requirements-dev.txt" if dev else "requirements.txt")
     os.chdir(HERE)
-    os.execv(PYTHON, [str(PYTHON), *program])
+    os.execv(PYTHON, [str(PYTHON), *program])  # noqa: S606 - the program that was asked for
 
 
 def take_turn(turn) -> None:
@@ -78,7 +78,7 @@ def step(title: str, argv: list[str]) -> None:
     """Run one step, its output in the log, and say how long it has taken; exits with a sentence when it fails."""
     began = time.monotonic()
     with LOG.open("ab") as log:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: S603 - our own
         try:
             while process.poll() is None:
                 if sys.stdout.isatty():

@@ -13,206 +13,24 @@ import re
 import secrets
 import shlex
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import threading
-import time
 import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
 from pydantic import SecretStr
 
+from local_process import Part, StackError, port_is_free, run_to_end
 from settings import HERE, Settings
 
 VENV_BIN = Path(sys.executable).parent
 JAVA_PARTS = HERE / ".local" / "java"
-LOG_BYTES = 10_000_000  # a log beyond this is put aside, once, and begun anew
 MESSAGE_BYTES = 1_048_588  # Kafka's own default: 1 MiB of payload and 12 bytes of overhead
-
-
-class StackError(Exception):
-    """Something that the person has to know or to do, in one sentence."""
-
-
-class Stopping(Exception):
-    """The person asked to stop while a part was still starting."""
-
-
-# --- one process -----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Part:
-    """A process in a session of its own, known by its pid and start time also to the next run."""
-
-    name: str
-    argv: list[str]
-    env: dict[str, str]
-    run_dir: Path
-    answers: Callable[[], bool]
-    ports: dict[int, str] = field(default_factory=dict)  # port -> the environment variable that moves it
-    prepare: Callable[[], None] = lambda: None
-    patience: float = 90.0  # seconds until it must answer
-    grace: float = 20.0  # seconds from SIGTERM to SIGKILL
-    process: subprocess.Popen | None = None
-
-    @property
-    def log(self) -> Path:
-        return self.run_dir / "log" / f"{self.name.lower()}.log"
-
-    @property
-    def pid_file(self) -> Path:
-        return self.run_dir / "pids" / self.name.lower()
-
-    @property
-    def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def start(self) -> None:
-        """Start the process; raises ``StackError`` naming a port that another program holds."""
-        for port, variable in self.ports.items():
-            if not port_is_free(port):
-                raise StackError(
-                    f"{self.name} needs port {port}, which another program holds: stop that one, "
-                    f"or give {self.name} another port with {variable}."
-                )
-        self.prepare()
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(
-                self.argv,
-                env=self.env,
-                cwd=HERE,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        self.pid_file.parent.mkdir(parents=True, exist_ok=True)
-        self.pid_file.write_text(f"{self.process.pid} {psutil.Process(self.process.pid).create_time()}")
-
-    def wait_until_it_answers(self, stopping: threading.Event | None = None) -> None:
-        """Return when the part answers; raises ``StackError`` when it ends before or takes too long."""
-        deadline = time.monotonic() + self.patience
-        while True:
-            if not self.alive:
-                raise StackError(f"{self.name} ended before it was up; its log says why: {self.log}")
-            if self.answers():
-                return
-            if time.monotonic() > deadline:
-                raise StackError(f"{self.name} did not answer within {self.patience:.0f} s; see its log: {self.log}")
-            if stopping and stopping.wait(0.1):
-                raise Stopping
-            time.sleep(0.1)
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal to the process itself (not to its children)."""
-        if self.alive and self.process:
-            self.process.send_signal(number)
-
-    def stop(self, hurry: threading.Event | None = None) -> None:
-        """End the process and all of its session: SIGTERM, and SIGKILL after the grace or at once in a hurry."""
-        deadline = time.monotonic() + self.grace
-        self.send(signal.SIGTERM)
-        while self.alive and time.monotonic() < deadline and not (hurry and hurry.is_set()):
-            time.sleep(0.05)
-        self.kill()
-
-    def kill(self) -> None:
-        """SIGKILL the process and what it started."""
-        if self.process is None:
-            return
-        kill_session(self.process.pid)
-        self.process.wait()
-        self.pid_file.unlink(missing_ok=True)
-
-    def bound_log(self) -> None:
-        """Put a log that grew too long aside; the process goes on appending to the emptied file."""
-        with contextlib.suppress(FileNotFoundError):
-            if self.log.stat().st_size > LOG_BYTES:
-                shutil.copyfile(self.log, self.log.with_suffix(".log.1"))
-                os.truncate(self.log, 0)
-
-
-def port_is_free(port: int) -> bool:
-    """Return whether a server could listen on 127.0.0.1 at this port."""
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            return False
-    with socket.socket() as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            server.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def kill_session(leader: int) -> int:
-    """SIGKILL the session that this pid leads or led (Flink's Python workers outlive it); returns how many."""
-    killed = 0
-    for pid in psutil.pids():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getsid(pid) == leader:
-                os.kill(pid, signal.SIGKILL)
-                killed += 1
-    return killed
-
-
-def end_leftovers(run_dir: Path) -> list[str]:
-    """End what a run that was killed left running; returns the names of those parts."""
-    ended = []
-    for pid_file in sorted((run_dir / "pids").glob("*")):
-        pid, started = pid_file.read_text().split() if pid_file.stat().st_size else ("0", "0")
-        if is_same_session(int(pid), float(started)) and kill_session(int(pid)):
-            ended.append(pid_file.name)
-        pid_file.unlink()
-    return ended
-
-
-def is_same_session(leader: int, started: float) -> bool:
-    """Return whether processes of the session begun by this pid at this time (seconds since 1970) are still there."""
-    if leader == 0:
-        return False
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return abs(psutil.Process(leader).create_time() - started) < 2
-    return True  # a session's number is not given away while its processes live: what is in it is ours
-
-
-def run_to_end(
-    argv: list[str], env: dict[str, str], log: Path, stopping: threading.Event | None = None, patience: float = 120.0
-) -> tuple[int, str]:
-    """Run a command to its end; returns its exit code and output, which also goes to the log."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a+b") as out:
-        begin = out.seek(0, os.SEEK_END)
-        process = subprocess.Popen(
-            argv, env=env, cwd=HERE, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
-        deadline = time.monotonic() + patience
-        try:
-            while process.poll() is None:
-                if stopping and stopping.is_set():
-                    raise Stopping
-                if time.monotonic() > deadline:
-                    raise StackError(f"{Path(argv[0]).name} did not end within {patience:.0f} s; see {log}")
-                time.sleep(0.05)
-        finally:
-            kill_session(process.pid)
-            process.wait()
-        out.seek(begin)
-        return process.returncode, out.read().decode(errors="replace")
 
 
 # --- what is fetched -------------------------------------------------------------------------------------------
@@ -259,7 +77,8 @@ def get_jar(place: Path, entry: dict) -> None:
         return
     context = MavenContext(repo_cache=JAVA_PARTS / "repository", timeout=30)
     artifact = context.project(entry["groupId"], entry["artifactId"]).at_version(entry["version"]).artifact()
-    artifact.cached_path.unlink(missing_ok=True)  # half a file of a run that was killed
+    if artifact.cached_path:
+        artifact.cached_path.unlink(missing_ok=True)  # half a file of a run that was killed
     try:
         fetched = artifact.resolve()
     except (requests.RequestException, RuntimeError) as error:
@@ -741,3 +560,40 @@ def write_flink_launcher() -> Path:
     new.chmod(0o755)
     new.replace(launcher)
     return launcher
+
+
+# --- the producer and the page ---------------------------------------------------------------------------------
+
+
+def producer(settings: Settings) -> Part:
+    """Return the producer, which replays the digits without end at PRODUCER_RATE."""
+    part = Part(
+        name="Producer",
+        argv=[sys.executable, "data_producer.py", "--endless", "--rate", str(settings.producer_rate)],
+        env=environment(settings),
+        run_dir=settings.run_dir,
+        answers=lambda: part.alive,
+    )
+    return part
+
+
+def page(settings: Settings) -> Part:
+    """Return the drawing page; it answers before there is a model."""
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{settings.page_host}:{settings.page_port}/healthz", timeout=5):
+                return True
+        except urllib.error.HTTPError:
+            return True  # 503: the page is up and says what isn't
+        except OSError:
+            return False
+
+    return Part(
+        name="Page",
+        argv=[sys.executable, "server.py"],
+        env=environment(settings),
+        run_dir=settings.run_dir,
+        answers=answers,
+        ports={settings.page_port: "PAGE_PORT"},
+    )

@@ -9,7 +9,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,11 +17,12 @@ from local_parts import Part
 from settings import HERE, Settings
 
 T = TypeVar("T")
+# Kafka last: its first start has to wait for its folder to be made.
 STARTS = {
-    "kafka": local_parts.kafka,
     "redis": local_parts.redis,
     "jobmanager": local_parts.jobmanager,
     "taskmanager": local_parts.taskmanager,
+    "kafka": local_parts.kafka,
 }
 FLINK = ("jobmanager", "taskmanager")
 
@@ -98,16 +98,15 @@ class Stack:
     # --- parts, by name: kafka, redis, jobmanager, taskmanager ---
 
     def start(self, *names: str) -> "Stack":
-        """Start those of the parts that do not run, side by side, and wait until each answers."""
+        """Start those of the parts that do not run, and wait until each answers."""
         local_parts.get_java_parts()
         local_parts.make_signing_key(self.settings)
         local_parts.write_flink_launcher()
-        missing = [name for name in names if name not in self.parts or not self.parts[name].alive]
+        missing = [name for name in STARTS if name in names and not (name in self.parts and self.parts[name].alive)]
         for name in missing:
-            self.parts.setdefault(name, STARTS[name](self.settings))
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda name: self.parts[name].start(), missing))
-            list(pool.map(lambda name: self.parts[name].wait_until_it_answers(), missing))
+            self.parts.setdefault(name, STARTS[name](self.settings)).start()
+        for name in missing:
+            self.parts[name].wait_until_it_answers()
         return self
 
     def stop(self, *names: str) -> None:
@@ -119,7 +118,7 @@ class Stack:
         """SIGKILL parts, with nothing else of theirs (a TaskManager leaves its Python workers behind)."""
         for name in names:
             self.parts[name].send(signal.SIGKILL)
-            until(lambda name=name: not self.parts[name].alive, 10, f"{name} is dead")
+            self.parts[name].wait()
 
     def restart(self, *names: str) -> None:
         """Kill parts with all that is left of them, and start them again."""

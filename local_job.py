@@ -1,0 +1,107 @@
+"""The Flink job as make run keeps it: submitted from its newest checkpoint, looked at, stopped with a savepoint."""
+
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import local_parts
+from local_process import StackError, run_to_end
+from settings import Settings
+
+NAME = "online_learning"
+ENDED = {"FAILED", "CANCELED", "FINISHED"}
+KEPT = 3  # restore points kept from earlier runs
+SAVEPOINT_SECONDS = 30
+
+
+class Job:
+    """The one job of a run; what is wrong with it stands in ``problem``, empty while it runs."""
+
+    def __init__(self, settings: Settings, stopping: threading.Event) -> None:
+        self.settings = settings
+        self.stopping = stopping
+        self.log = settings.run_dir / "log" / "job.log"
+        self.id = ""
+        self.problem = ""
+        self.wanted = True  # whether it is to be submitted (again)
+        self.untried: Path | None = None  # the restore point that the job has not yet run from
+
+    def submit(self) -> None:
+        """Run ``flink run`` from the newest restore point, if any; raises ``StackError``."""
+        self.untried = next(iter(restore_points(self.settings.run_dir)), None)
+        resume = ["-s", str(self.untried), "-claimMode", "CLAIM"] if self.untried else []
+        address = f"{self.settings.flink_host}:{self.settings.flink_port}"
+        flink = str(local_parts.VENV_BIN / "flink")
+        code, output = run_to_end(
+            [flink, "run", "-d", "-m", address, *resume, "-py", str(local_parts.HERE / f"{NAME}.py")],
+            local_parts.flink_environment(self.settings), self.log, self.stopping,
+        )  # fmt: skip
+        found = re.search(r"JobID ([0-9a-f]{32})", output)
+        if code or not found:
+            said = re.findall(rf"^{NAME}\.py: (.+)$", output, re.MULTILINE)
+            raise StackError(said[-1] if said else f"The job was not accepted; its log says why: {self.log}")
+        self.id, self.problem, self.wanted = found.group(1), "starting", False
+
+    def look(self) -> None:
+        """Bring ``problem`` and ``wanted`` up to date; raises ``OSError`` where the JobManager does not answer."""
+        jobs = [job for job in local_parts.rest(self.settings, "/jobs/overview")["jobs"] if job["name"] == NAME]
+        if not jobs:
+            self.problem, self.wanted = "gone with the JobManager", True
+            return
+        # One that was submitted by hand in place of ours is taken over.
+        job = max(jobs, key=lambda job: (job["state"] not in ENDED, job["start-time"]))
+        self.id, state = job["jid"], job["state"]
+        if state == "RUNNING" and job["tasks"]["running"] == job["tasks"]["total"]:
+            self.problem, self.untried = "", None
+        elif state in ("CANCELED", "FINISHED"):
+            self.problem = "stopped in Flink; make run takes it up again when it is started anew"
+        else:
+            self._look_at_failure(state)
+
+    def _look_at_failure(self, state: str) -> None:
+        history = local_parts.rest(self.settings, f"/jobs/{self.id}/exceptions")["exceptionHistory"]["entries"]
+        trace = history[0]["stacktrace"] if history else ""
+        stop = re.search(r"StopJob: (.+)", trace)
+        if stop:
+            self.problem = stop.group(1)
+        elif state == "FAILED":
+            self.problem, self.wanted = (
+                f"failed, as Flink's page says; log: {self.log.with_name('taskmanager.log')}",
+                True,
+            )
+            if self.untried:  # it never ran: a restore point that does not fit the job
+                (self.untried / "_metadata").rename(self.untried / "_metadata.unusable")
+                self.problem = f"could not start from {self.untried.name}, which is left aside"
+        else:
+            self.problem = state.lower()
+
+    def stop(self, hurry: threading.Event) -> Path | None:
+        """Stop the job with a savepoint and return it; None where it does not run or no savepoint comes about."""
+        body = {"drain": False, "formatType": "CANONICAL"}
+        try:
+            trigger = local_parts.rest(self.settings, f"/jobs/{self.id}/stop", body)["request-id"]
+            deadline = time.monotonic() + SAVEPOINT_SECONDS
+            while time.monotonic() < deadline and not hurry.wait(0.1):
+                found = local_parts.rest(self.settings, f"/jobs/{self.id}/savepoints/{trigger}")
+                if found["status"]["id"] == "COMPLETED":
+                    location = found["operation"].get("location")
+                    return Path(location.removeprefix("file:")) if location else None
+        except OSError:
+            return None  # no JobManager, or it knows no such running job: its last checkpoint is kept
+        return None
+
+
+def restore_points(run_dir: Path) -> list[Path]:
+    """Return the folders of completed savepoints and checkpoints, the newest first."""
+    found = [*run_dir.glob("savepoints/*/_metadata"), *run_dir.glob("checkpoints/*/chk-*/_metadata")]
+    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def prune_restore_points(run_dir: Path) -> None:
+    """Delete what earlier jobs left, but for the newest restore points; call it while no job runs."""
+    kept = restore_points(run_dir)[:KEPT]
+    for folder in [*run_dir.glob("savepoints/*"), *run_dir.glob("checkpoints/*/chk-*"), *run_dir.glob("checkpoints/*")]:
+        if not any(point.is_relative_to(folder) for point in kept):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,359 @@
+"""Everything on this machine with one command: starts the parts, shows and mends them, and stops them in order.
+
+python3 bootstrap.py local_stack.py run
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import redis
+from tqdm import tqdm
+
+import local_parts
+from local_job import Job, prune_restore_points
+from local_process import Part, StackError, Stopping, end_leftovers
+from model_store import Meta, ModelStore, StoreError
+from settings import HERE, Settings, SettingsError, settings
+
+DISK_BYTES = 1_000_000_000
+MADE = ("kafka", "redis", "flink", "checkpoints", "savepoints", "log", "pids")
+WINDOW_SECONDS = 10
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Run the whole pipeline on this machine, or forget it."""
+
+
+@main.command()
+def run() -> None:
+    """Start everything and keep it up until Ctrl-C; a second Ctrl-C hurries."""
+    config = settings()
+    stopping, hurry = threading.Event(), threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: hurry.set() if stopping.is_set() else stopping.set())
+    with alone(config.run_dir):
+        LocalStack(config, stopping, hurry).run()
+
+
+@main.command()
+def clean() -> None:
+    """Forget everything: the model, the topics, the signing key, what was fetched."""
+    config = settings()
+    with alone(config.run_dir):
+        end_leftovers(config.run_dir)
+        for name in MADE:
+            shutil.rmtree(config.run_dir / name, ignore_errors=True)
+        config.model_signing_key_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder for this process; raises ``StackError`` where another one does."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "run.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise StackError(
+                f"make run is running already in {run_dir} (process {lock.read()}): stop it first, or give this "
+                "one a RUN_DIR and ports of its own."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+@dataclass
+class Unit:
+    """Parts that are started again together when the first of them dies; the others of them also alone."""
+
+    parts: list[Part]
+    mending: Future | None = None
+    problem: str = ""
+    tries: int = 0
+    next_try: float = 0.0
+
+    @property
+    def down(self) -> bool:
+        return self.busy or not all(part.alive for part in self.parts)
+
+    @property
+    def busy(self) -> bool:
+        return self.mending is not None and not self.mending.done()
+
+    def mend(self, stopping: threading.Event) -> None:
+        """Start again what is dead; what keeps it down stands in ``problem``, and the next try waits longer."""
+        dead = self.parts if not self.parts[0].alive else [part for part in self.parts if not part.alive]
+        try:
+            for part in dead:
+                part.kill()
+            for part in dead:
+                part.start()
+            for part in dead:
+                part.wait_until_it_answers(stopping)
+        except (StackError, OSError) as error:
+            self.problem = str(error)
+            self.tries += 1
+            self.next_try = time.monotonic() + min(30, 2**self.tries)
+        else:
+            self.problem, self.tries = "", 0
+
+
+class LocalStack:
+    """The parts of one run and the one line that says how they are."""
+
+    def __init__(self, config: Settings, stopping: threading.Event, hurry: threading.Event) -> None:
+        self.config, self.stopping, self.hurry = config, stopping, hurry
+        self.redis, self.kafka = local_parts.redis(config), local_parts.kafka(config)
+        self.jobmanager, self.taskmanager = local_parts.jobmanager(config), local_parts.taskmanager(config)
+        self.producer, self.page = local_parts.producer(config), local_parts.page(config)
+        self.needed = [Unit([self.redis]), Unit([self.jobmanager, self.taskmanager]), Unit([self.kafka])]
+        self.units = [*self.needed, Unit([self.producer]), Unit([self.page])]
+        self.parts = [part for unit in self.units for part in unit.parts]
+        self.job = Job(config, stopping)
+        self.submitting: Future | None = None
+        self.next_submit = 0.0
+        self.silent: set[str] = set()  # parts that live and do not answer
+        self.meter = Meter(config)
+        self.line = Line()
+
+    def run(self) -> None:
+        """Start, watch until asked to stop, and stop; raises ``StackError`` when it does not come up."""
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)  # its warnings while a part is down are told on the line
+        try:
+            self.start()
+            self.watch()
+        except Stopping:
+            pass
+        finally:
+            self.stopping.set()
+            self.stop()
+
+    # -- up --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the parts, those that need nothing of each other side by side, then the job, the producer, the page."""
+        began = time.monotonic()
+        self.prepare()
+        for part in [part for unit in self.needed for part in unit.parts]:
+            part.start()
+        for part in [part for unit in self.needed for part in unit.parts]:
+            part.wait_until_it_answers(self.stopping)
+            self.line.say(f"  {part.name} is up ({time.monotonic() - began:.0f} s)")
+        local_parts.create_topics(self.config)
+        self.job.submit()
+        self.line.say(f"  Job {self.job.id} is submitted ({time.monotonic() - began:.0f} s)")
+        for part in (self.producer, self.page):
+            part.start()
+        for part in (self.producer, self.page):
+            part.wait_until_it_answers(self.stopping)
+        self.line.say(f"  Producer and page are up ({time.monotonic() - began:.0f} s)\n\n{self.addresses()}\n")
+
+    def prepare(self) -> None:
+        """Check and get what the parts need; raises ``StackError``."""
+        config = self.config
+        free = shutil.disk_usage(config.run_dir).free
+        if free < DISK_BYTES:
+            raise StackError(f"{config.run_dir} has {free / 1e9:.2f} GB of free disk; make run needs 1 GB.")
+        for name in end_leftovers(config.run_dir):
+            self.line.say(f"  Ended a {name} that a killed run had left running")
+        for part in self.parts:
+            part.check_ports()
+        local_parts.get_java_parts(
+            lambda jars, total: tqdm(jars, "  Java parts", total, bar_format="{desc}: {n}/{total} jars, {elapsed}")
+        )
+        local_parts.make_signing_key(config)
+        local_parts.write_flink_launcher()
+        prune_restore_points(config.run_dir)
+
+    def addresses(self) -> str:
+        config = self.config
+        topics = ", ".join((config.input_topic, config.predict_topic, config.reject_topic))
+        return "\n".join([
+            f"  page   http://{config.page_host}:{config.page_port}",
+            f"  Flink  http://{config.flink_host}:{config.flink_port}",
+            f"  Kafka  {config.kafka_bootstrap_servers}  {topics}",
+            f"  Redis  {config.redis_host}:{config.redis_port}  {config.model_key}",
+            f"  logs   {config.run_dir / 'log'}",
+        ])  # fmt: skip
+
+    # -- watching --------------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Mend what dies and keep the line true, until asked to stop."""
+        for target in (self.meter.run, self.listen):
+            threading.Thread(target=target, args=(self.stopping,), daemon=True).start()
+        with ThreadPoolExecutor(len(self.units) + 1) as pool:
+            while not self.stopping.wait(0.5):
+                self.mend(pool)
+                self.keep_job(pool)
+                self.line.show(self.meter.text(), self.problems())
+
+    def mend(self, pool: ThreadPoolExecutor) -> None:
+        for unit in self.units:
+            if unit.down and not unit.busy and time.monotonic() >= unit.next_try:
+                dead = ", ".join(part.name for part in unit.parts if not part.alive)
+                self.line.say(f"{time.strftime('%H:%M:%S')} {dead} died, starting it again; log: {unit.parts[0].log}")
+                unit.mending = pool.submit(unit.mend, self.stopping)
+
+    def keep_job(self, pool: ThreadPoolExecutor) -> None:
+        if any(unit.down for unit in self.needed) or (self.submitting and not self.submitting.done()):
+            return
+        try:
+            self.job.look()
+        except OSError:
+            return  # the JobManager is busy; whether it answers at all, listen() tells
+        if self.job.wanted and time.monotonic() >= self.next_submit:
+            self.line.say(f"{time.strftime('%H:%M:%S')} The job: {self.job.problem}; submitting it again")
+            self.submitting = pool.submit(self.submit)
+
+    def submit(self) -> None:
+        self.next_submit = time.monotonic() + 15
+        try:
+            self.job.submit()
+        except StackError as error:
+            self.job.problem = str(error)
+        except Stopping:
+            return
+
+    def listen(self, stopping: threading.Event) -> None:
+        """Note which of the living parts do not answer: a stopped or stuck process holds its port."""
+        while not stopping.wait(3):
+            for part in self.parts:
+                if not part.alive or part.answers():
+                    self.silent.discard(part.name)
+                else:
+                    self.silent.add(part.name)
+            for part in self.parts:
+                part.bound_log()
+
+    def problems(self) -> list[str]:
+        """Return what is down right now, one sentence or name each."""
+        found = [unit.problem or f"{part.name} is down" for unit in self.units for part in unit.parts if not part.alive]
+        found += [f"{name} does not answer" for name in sorted(self.silent)]
+        found += [f"{part.name} is starting" for unit in self.units if unit.busy for part in unit.parts if part.alive]
+        if self.job.problem:
+            found.append(f"job: {self.job.problem}")
+        if self.meter.problem:
+            found.append(self.meter.problem)
+        if shutil.disk_usage(self.config.run_dir).free < DISK_BYTES / 4:
+            found.append(f"the disk of {self.config.run_dir} is nearly full")
+        return list(dict.fromkeys(found))
+
+    # -- down ------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Stop the job with a savepoint and the parts in order, whatever of them runs."""
+        if any(part.process for part in self.parts):
+            self.line.say("Stopping; a second Ctrl-C hurries")
+        for part in (self.producer, self.page):
+            self.stop_part(part)
+        if self.job.id and self.taskmanager.alive:
+            savepoint = self.job.stop(self.hurry)
+            self.line.say(
+                f"  Job: {f'stopped with {savepoint.name}' if savepoint else 'goes on from its last checkpoint'}"
+            )
+        for part in (self.taskmanager, self.jobmanager, self.kafka, self.redis):
+            self.stop_part(part)
+
+    def stop_part(self, part: Part) -> None:
+        if part.process:
+            part.stop(self.hurry)
+            self.line.say(f"  {part.name}: stopped")
+
+
+class Meter:
+    """What the live line shows, read from Redis once a second."""
+
+    def __init__(self, config: Settings) -> None:
+        self.store = ModelStore(config)
+        self.meta: Meta | None = None
+        self.problem = ""
+        self.window: deque[tuple[float, str, int]] = deque(maxlen=WINDOW_SECONDS + 1)
+
+    def run(self, stopping: threading.Event) -> None:
+        """Read until asked to stop."""
+        while not stopping.wait(1):
+            try:
+                stored = self.store.read()
+            except redis.RedisError as error:
+                self.problem = f"the model can't be read ({error})"
+            except StoreError as error:
+                self.problem = str(error)
+            else:
+                self.problem = ""
+                self.meta = stored.meta if stored else None
+                self.window.append(
+                    (time.monotonic(), self.meta.model_id, self.meta.samples) if self.meta else (0, "", 0)
+                )
+
+    def text(self) -> str:
+        """Return samples learned, accuracy, model version, samples/s and rejected."""
+        if self.meta is None:
+            return "no sample learned yet"
+        scores = self.meta.scores
+        accuracy = "-" if scores.accuracy is None else f"{scores.accuracy:.3f}"
+        recent = "-" if scores.accuracy_100 is None else f"{scores.accuracy_100:.2f}"
+        return (
+            f"{self.meta.samples:,} samples learned, accuracy {accuracy} (last 100: {recent}), "
+            f"model version {self.meta.version:,}, {self.rate():.1f} samples/s, {self.meta.rejected:,} rejected"
+        )
+
+    def rate(self) -> float:
+        """Return samples a second over the last ten seconds of this model."""
+        same = [entry for entry in list(self.window) if self.meta and entry[1] == self.meta.model_id]
+        if len(same) < 2 or same[-1][0] == same[0][0]:
+            return 0.0
+        return max(0.0, (same[-1][2] - same[0][2]) / (same[-1][0] - same[0][0]))
+
+
+class Line:
+    """One line that is written over on a terminal, and said again every ten seconds or at a change elsewhere."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stdout.isatty()
+        self.said_at = 0.0
+        self.problems: list[str] = []
+
+    def say(self, text: str) -> None:
+        """Print lines that stay."""
+        print("\r\033[K" * self.terminal + text, flush=True)
+
+    def show(self, text: str, problems: list[str]) -> None:
+        """Show how things are."""
+        text = " | ".join([text, *problems])
+        if self.terminal:
+            print("\r\033[K" + text[: shutil.get_terminal_size().columns - 1], end="", flush=True)
+        elif problems != self.problems or time.monotonic() - self.said_at >= WINDOW_SECONDS:
+            print(text, flush=True)
+            self.said_at, self.problems = time.monotonic(), problems
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (StackError, SettingsError) as error:
+        sys.exit(f"make run: {error}")
+    except Stopping:
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        sys.exit(f"make run: {error.filename or HERE} can't be written: {error.strerror}.")
