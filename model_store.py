@@ -386,11 +386,6 @@ class ModelWatcher:
                 self._stop.wait(1)
 
     def _take(self, store: ModelStore) -> None:
-        # Most reads find nothing new: one small answer tells.
-        commit = store.redis.hget(store.keys[1], "commit_id")
-        if self.current is not None and commit == self.current.meta.commit_id.encode():
-            self.error = None
-            return
         try:
             stored = store.read()
             if stored is None or stored.cleared:
