@@ -1,0 +1,257 @@
+"""What the page shows live: the model's state, its history, the newest samples, by server-sent events.
+
+A client gets what is newest when it can take it; what came in between is left out, so no queue grows for a slow one.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import orjson
+import redis
+
+from model_store import ModelWatcher, Stored
+from page_kafka import NewestSamples
+from settings import Settings
+
+MAX_CLIENTS = 12
+MAX_POINTS = 720  # of history; beyond that every second one of the older half goes
+RATE_SECONDS = 10  # that samples/s are averaged over
+MIN_PAUSE = 0.05  # seconds between two events of one kind to one client
+HEARTBEAT = 10.0  # seconds
+HALF_GREY = 5.0  # of 16: about the mean of all digits
+
+
+class TooManyClientsError(RuntimeError):
+    """All places for live clients are taken."""
+
+
+class History:
+    """Accuracy over time, one point a second while samples come; kept in Redis, so that it survives the page.
+
+    Redis, as that is where the model survives, too, and a page in a container has no disk of its own: one list, under
+    a key beside the model's. A point is [epoch s, version, samples, accuracy, accuracy_100, samples/s, people's
+    accuracy]; shares are None before there are any.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.key = f"{{{settings.model_key}}}:history"
+        self.points: list[list] = []
+        self._redis = redis.Redis(**settings.redis_client(), socket_timeout=2, socket_connect_timeout=2)
+        self._loaded = False
+        self._unsaved = 0
+
+    def add(self, point: list) -> None:
+        """Add one point, and thin out when there are too many."""
+        self.points.append(point)
+        self._unsaved += 1
+        if len(self.points) > MAX_POINTS:
+            half = MAX_POINTS // 2
+            self.points = self.points[:half:2] + self.points[half:]
+            self._unsaved = len(self.points)
+
+    def sync(self) -> None:
+        """Load what an earlier page left, once, then save what is new; does nothing while Redis is away."""
+        try:
+            if not self._loaded:
+                found = cast(list[bytes], self._redis.lrange(self.key, -MAX_POINTS, -1))
+                earlier = [orjson.loads(point) for point in found]
+                self.points = earlier + self.points
+                self._loaded = True
+            if not self._unsaved:
+                return
+            with self._redis.pipeline(transaction=True) as writes:
+                if self._unsaved >= len(self.points):
+                    writes.delete(self.key)
+                writes.rpush(self.key, *[orjson.dumps(point) for point in self.points[-self._unsaved :]])
+                writes.ltrim(self.key, -MAX_POINTS, -1)
+                writes.execute()
+            self._unsaved = 0
+        except redis.RedisError:
+            return  # the watcher already says so; the next second tries again
+
+
+class Live:
+    """Follows the model and serves any number of events to a bounded number of clients."""
+
+    def __init__(self, settings: Settings, watcher: ModelWatcher, samples: NewestSamples) -> None:
+        self.settings, self.watcher, self.samples = settings, watcher, samples
+        self.history = History(settings)
+        self.points = 0  # ever added, so that a client knows which it lacks
+        self._recent: deque[tuple[float, str, int]] = deque()
+        self._changed, self._changes = threading.Condition(), 0
+        self._weights: list[list[int]] = []
+        self._clients = threading.BoundedSemaphore(MAX_CLIENTS)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._tick, name="live", daemon=True)
+        self.ending: Callable[[], bool] = self._stop.is_set
+        watcher.on_change(self._wake)
+
+    def start(self) -> None:
+        """Start keeping history in the background."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and every client's stream."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def rate(self) -> float:
+        """Return the samples learned per second over the last ten."""
+        recent = list(self._recent)
+        if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
+            return 0.0
+        return max(0.0, (recent[-1][2] - recent[0][2]) / (recent[-1][0] - recent[0][0]))
+
+    def _wake(self, stored: Stored) -> None:
+        self._notify()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changes += 1
+            self._changed.notify_all()
+
+    def _tick(self) -> None:
+        last: tuple = ()
+        while not self._stop.wait(1):
+            stored = self.watcher.current
+            if stored is not None:
+                meta, now = stored.meta, time.time()
+                if self._recent and self._recent[-1][1] != meta.model_id:
+                    self._recent.clear()
+                self._recent.append((now, meta.model_id, meta.samples))
+                while self._recent[0][0] < now - RATE_SECONDS:
+                    self._recent.popleft()
+                if meta.order != last:
+                    last = meta.order
+                    self.history.add(point(stored, now, self.rate()))
+                    self.points += 1
+                    self._weights = weight_pictures(stored.estimator())
+            self.history.sync()
+            self._notify()
+
+    def parts(self) -> dict[str, str]:
+        """Return each part that the page needs and "up", or a sentence on what is wrong with it."""
+        stored = self.watcher.current
+        model = f"version {stored.meta.version}" if stored else "There is no model yet."
+        return {"redis": self.watcher.error or "up", "kafka": self.samples.error or "up", "model": model}
+
+    def events(self) -> Iterator[bytes]:
+        """Yield server-sent events until the client goes or the page ends; raises ``TooManyClientsError`` at once."""
+        if not self._clients.acquire(blocking=False):
+            raise TooManyClientsError(f"{MAX_CLIENTS} pages are already watching; close one and reload.")
+        return self._stream()
+
+    def _stream(self) -> Iterator[bytes]:
+        client = _Client()
+        try:
+            yield b"retry: 1000\n\n"
+            while not self.ending():
+                changes = self._changes
+                yield from client.frame(self)
+                time.sleep(MIN_PAUSE)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._changes != changes, timeout=1)  # noqa: B023 - used at once
+        finally:
+            self._clients.release()
+
+    def model_state(self) -> dict:
+        """Return what is said of the model at each of its changes."""
+        stored = self.watcher.current
+        return model_state(stored) | {"rate": round(self.rate(), 1)} if stored else {"version": None}
+
+    def scores(self) -> dict:
+        """Return what was counted by digit and for people's drawings."""
+        stored = self.watcher.current
+        if stored is None:
+            return {}
+        counted = stored.meta.scores
+        return {"confusion": counted.confusion, "people": counted.by_source.get("page", [0, 0])}
+
+    def weights(self) -> list[list[int]]:
+        """Return the ten weight pictures."""
+        return self._weights
+
+
+class _Client:
+    """What one client was sent, and so what it lacks."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, bytes] = {}
+        self.sample = 0
+        self.points = -1
+        self.slow = self.beat = 0.0
+
+    def frame(self, live: Live) -> Iterator[bytes]:
+        """Yield one piece with all that is new, or nothing."""
+        events = [*self._changed(live), *self._added(live)]
+        now = time.monotonic()
+        if not events and now - self.beat < HEARTBEAT:
+            return
+        self.beat = now
+        yield b"".join(b"event: %b\ndata: %b\n\n" % event for event in events) or b": still here\n\n"
+
+    def _changed(self, live: Live) -> Iterator[tuple[bytes, bytes]]:
+        due: dict[str, Callable[[], object]] = {"model": live.model_state}
+        if time.monotonic() - self.slow >= 1:
+            self.slow = time.monotonic()
+            due |= {"parts": live.parts, "scores": live.scores, "weights": live.weights}
+        for kind, make in due.items():
+            data = orjson.dumps(make())
+            if self.sent.get(kind) != data:
+                self.sent[kind] = data
+                yield kind.encode(), data
+
+    def _added(self, live: Live) -> Iterator[tuple[bytes, bytes]]:
+        newest = live.samples.after(self.sample)
+        if newest:
+            self.sample = newest[-1]["n"]
+            yield b"samples", orjson.dumps(newest)
+        added = live.points
+        if self.points < 0:
+            yield b"whole_history", orjson.dumps(live.history.points)
+        elif added > self.points:
+            yield b"history", orjson.dumps(live.history.points[self.points - added :])
+        self.points = added
+
+
+def model_state(stored: Stored) -> dict:
+    """Return what the API tells of a model."""
+    meta = stored.meta
+    return {
+        "model_id": meta.model_id,
+        "version": meta.version,
+        "samples": meta.samples,
+        "rejected": meta.rejected,
+        "progress": {str(partition): offset for partition, offset in meta.progress.items()},
+        "accuracy": meta.scores.accuracy,
+        "accuracy_100": meta.scores.accuracy_100,
+        "saved_at": meta.saved_at,
+    }
+
+
+def point(stored: Stored, now: float, rate: float) -> list:
+    """Return one point of history, as ``History`` describes it."""
+    meta = stored.meta
+    people, right = meta.scores.by_source.get("page", [0, 0])
+    shares = [meta.scores.accuracy, meta.scores.accuracy_100, right / people if people else None]
+    accuracy, accuracy_100, peoples = [None if share is None else round(share, 4) for share in shares]
+    return [round(now, 1), meta.version, meta.samples, accuracy, accuracy_100, round(rate, 1), peoples]
+
+
+def weight_pictures(estimator: Any) -> list[list[int]]:
+    """Return for each digit how much ink in each cell speaks for it, 10 lists of 64 in -100..100; [] where unknown.
+
+    Measured as the change of the digit's score with a little more or less ink in one cell of a half-grey picture: for a
+    linear model these are its weights, for others what they look like from there.
+    """
+    score = getattr(estimator, "decision_function", None) or getattr(estimator, "predict_log_proba", None)
+    if score is None:
+        return []
+    step = np.eye(64)
+    slopes = (score(HALF_GREY + step) - score(HALF_GREY - step)).T
+    slopes -= slopes.mean(axis=0)  # what speaks for all digits alike speaks for none
+    return np.rint(100 * slopes / max(np.abs(slopes).max(), 1e-12)).astype(int).tolist()
