@@ -1,4 +1,4 @@
-"""What learns: any scikit-learn estimator with ``partial_fit``, one mini-batch at a time, the same bit for bit each time.
+"""What learns: any scikit-learn estimator with ``partial_fit``, one mini-batch at a time, repeatable bit for bit.
 
 A learner knows arrays only: no Kafka, no Redis, no Flink. What it has learned leaves it as bytes, which are stored
 with the stream's position in one commit, and ``load_learner`` goes on from those bytes as if it had never stopped.
@@ -7,7 +7,6 @@ with the stream's position in one commit, and ``load_learner`` goes on from thos
 import importlib
 import pickle
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +16,10 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
-from threadpoolctl import ThreadpoolController
+
+from digit_learner import DigitLearner
+from digit_model import N_PIXELS
+from repeatable import dumps, one_thread
 
 SEED = 0  # of whatever draws at random: the same stream gives the same model
 
@@ -65,7 +67,7 @@ class EstimatorLearner:
         """Learn one mini-batch, in stream order; an empty one changes nothing."""
         if len(y) == 0:
             return
-        with config_context(assume_finite=True), _one_thread():
+        with config_context(assume_finite=True), one_thread():
             for step in self._steps:
                 if hasattr(step, "partial_fit"):
                     step.partial_fit(X, y)
@@ -75,7 +77,7 @@ class EstimatorLearner:
 
     def model_bytes(self) -> bytes:
         """Return the pickled estimator."""
-        return pickle.dumps(self._estimator, protocol=5)
+        return dumps(self._estimator)
 
     def state_bytes(self) -> bytes:
         """Return ``b""``: all of it is in the estimator."""
@@ -87,11 +89,18 @@ def sgd() -> SGDClassifier:
     return SGDClassifier(alpha=0.01, loss="log_loss", penalty="l1", shuffle=False, random_state=SEED)
 
 
-PRESETS: dict[str, Callable[[], Any]] = {"default": sgd, "sgd": sgd}
-
-
 def new_learner(name: str, classes: np.ndarray | None, n_features: int) -> Learner:
-    """Return a learner that has learned nothing yet; raises ``LearnerError`` for a name that gives none."""
+    """Return a learner that has learned nothing yet; raises ``LearnerError`` for a name that gives none.
+
+    ``name``: ``default`` (8x8 digits), ``sgd``, or ``module:factory``, where ``factory()`` returns an estimator.
+    """
+    if name == "default":
+        if classes is None or n_features != N_PIXELS:
+            raise LearnerError(
+                f"The default learner reads digits of {N_PIXELS} pixels, which this stream's samples are not: set "
+                "LEARNER to sgd, or to module:factory of your own."
+            )
+        return DigitLearner(classes)
     estimator = _factory(name)()
     _check(name, estimator)
     for parameter, value in estimator.get_params().items():
@@ -102,19 +111,20 @@ def new_learner(name: str, classes: np.ndarray | None, n_features: int) -> Learn
 
 def load_learner(name: str, classes: np.ndarray | None, n_features: int, model: bytes, state: bytes) -> Learner:
     """Return the learner whose ``model_bytes`` and ``state_bytes`` these are; the bytes must be of known origin."""
-    estimator = pickle.loads(model)  # noqa: S301  the store has checked the signature
-    return EstimatorLearner(estimator, classes, learned=True)
+    if name == "default":
+        return DigitLearner.load(model, state)
+    return EstimatorLearner(pickle.loads(model), classes, learned=True)  # noqa: S301  the store has checked it
 
 
 def _factory(name: str) -> Callable[[], Any]:
-    if name in PRESETS:
-        return PRESETS[name]
+    if name == "sgd":
+        return sgd
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise LearnerError(f"LEARNER is {name!r}; it must be one of {', '.join(PRESETS)}, or module:factory.")
+        raise LearnerError(f"LEARNER is {name!r}; it must be default, sgd, or module:factory.")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise LearnerError(f"LEARNER is {name!r}, which can't be imported: {error}.") from error
 
 
@@ -139,13 +149,3 @@ def _is_fitted(step: Any) -> bool:
     except NotFittedError:
         return False
     return True
-
-
-@lru_cache(maxsize=1)
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
-def _one_thread() -> Any:
-    """Sums split over threads depend on their number: one thread gives the same bits everywhere."""
-    return _controller().limit(limits=1)
