@@ -20,7 +20,9 @@ WIDEN = 1.0  # a digit is widened at most so much more than it is heightened, so
 HEIGHTEN = 1.6
 MAX_SLANT = 0.8  # x per y
 EDGE = 0.08  # of the height, at the top and at the bottom, where the left edge is looked for
+DOT = 1.2  # times the pen's width: what is not larger is a dot and stays one
 SPECK = 0.05  # of the drawing's size: shorter strokes beside longer ones are slips of the hand
+STEPS = 100  # along the drawing's longer side, where the slant is measured
 FINE = 4  # pixels per bitmap pixel where filled shapes are measured
 
 
@@ -29,7 +31,10 @@ def features(img_str: str) -> np.ndarray:
 
     ``img_str`` is the base64 of an SVG, with or without its data-URL prefix.
     """
-    return from_lines(read_svg(img_str))
+    x = from_lines(read_svg(img_str))
+    if not x.any():  # shapes without area
+        raise DrawingError("The drawing is empty: draw a digit first.")
+    return x
 
 
 def from_lines(lines: list[Line]) -> np.ndarray:
@@ -53,19 +58,26 @@ def _upright(lines: list[Line]) -> list[Line]:
     the left edge does between top and bottom, which is what NIST took out. The first alone turns a 7 into a 3, the
     second alone leans to loose ends.
     """
-    points = np.vstack([line.points for line in lines])
-    middle = np.vstack([(line.points[1:] + line.points[:-1]) / 2 for line in lines])
-    weight = np.concatenate([np.hypot(*np.diff(line.points, axis=0).T) for line in lines])
-    height = np.ptp(points[:, 1])
-    if height <= 0 or weight.sum() <= 0:
+    everything = np.vstack([line.points for line in lines])
+    step = np.ptp(everything, axis=0).max() / STEPS
+    x, y = np.vstack([_evenly(line.points, step) for line in lines]).T
+    height = np.ptp(y)
+    if height <= 0:
         return lines
-    dx, dy = (middle - np.average(middle, axis=0, weights=weight)).T
-    ink = (weight * dx * dy).sum() / max((weight * dy * dy).sum(), 1e-9 * weight.sum())
-    down = (points[:, 1] - points[:, 1].min()) / height
-    edge = (points[down >= 1 - EDGE, 0].min() - points[down <= EDGE, 0].min()) / height
+    dx, dy = x - x.mean(), y - y.mean()
+    ink = (dx * dy).sum() / (dy * dy).sum()
+    down = (y - y.min()) / height
+    edge = (x[down >= 1 - EDGE].min() - x[down <= EDGE].min()) / height
     slant = np.clip((ink + edge) / 2, -MAX_SLANT, MAX_SLANT)
     shear = np.array([[1.0, 0.0], [-slant, 1.0]])
     return [Line(line.points @ shear, line.width, line.filled) for line in lines]
+
+
+def _evenly(points: np.ndarray, step: float) -> np.ndarray:
+    """Return points at every ``step`` along a line, float64 (n, 2), at least its first."""
+    way = np.r_[0, np.cumsum(np.hypot(*np.diff(points, axis=0).T))]
+    at = np.arange(0, way[-1] + step / 2, step) if step > 0 else way[:1]
+    return np.column_stack([np.interp(at, way, points[:, 0]), np.interp(at, way, points[:, 1])])
 
 
 def _boxed(lines: list[Line], pen: float) -> tuple[list[Line], float]:
@@ -77,8 +89,9 @@ def _boxed(lines: list[Line], pen: float) -> tuple[list[Line], float]:
     points = np.vstack([line.points for line in lines])
     low, high = points.min(axis=0), points.max(axis=0)
     size = high - low
-    if size.max() <= max(line.width for line in lines):  # a dot stays a dot
-        scale = np.zeros(2)
+    widest = max(pen, *(line.width for line in lines)) if pen else max(line.width for line in lines)
+    if size.max() <= DOT * widest:
+        scale = np.full(2, PEN / max(widest, 1e-9))
     else:
         scale = (BOX - PEN) / np.maximum(size - pen, 1e-3 * size.max())
         scale = np.array([min(scale[0], WIDEN * scale[1]), min(scale[1], HEIGHTEN * scale[0])])

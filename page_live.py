@@ -22,7 +22,8 @@ MAX_POINTS = 720  # of history; beyond that every second one of the older half g
 RATE_SECONDS = 10  # that samples/s are averaged over
 MIN_PAUSE = 0.05  # seconds between two events of one kind to one client
 HEARTBEAT = 10.0  # seconds
-HALF_GREY = 5.0  # of 16: about the mean of all digits
+EXAMPLES = 6  # samples that the weight pictures are measured at, each time others
+MEMORY = 0.9  # of the earlier measurements in them
 
 
 class TooManyClientsError(RuntimeError):
@@ -41,7 +42,7 @@ class History:
         self.key = f"{{{settings.model_key}}}:history"
         self.points: list[list] = []
         self._redis = redis.Redis(**settings.redis_client(), socket_timeout=2, socket_connect_timeout=2)
-        self._loaded = False
+        self.loaded = False
         self._unsaved = 0
 
     def add(self, point: list) -> None:
@@ -56,11 +57,11 @@ class History:
     def sync(self) -> None:
         """Load what an earlier page left, once, then save what is new; does nothing while Redis is away."""
         try:
-            if not self._loaded:
+            if not self.loaded:
                 found = cast(list[bytes], self._redis.lrange(self.key, -MAX_POINTS, -1))
                 earlier = [orjson.loads(point) for point in found]
                 self.points = earlier + self.points
-                self._loaded = True
+                self.loaded = True
             if not self._unsaved:
                 return
             with self._redis.pipeline(transaction=True) as writes:
@@ -83,8 +84,8 @@ class Live:
         self.points = 0  # ever added, so that a client knows which it lacks
         self._recent: deque[tuple[float, str, int]] = deque()
         self._changed, self._changes = threading.Condition(), 0
-        self._weights: list[list[int]] = []
-        self._clients = threading.BoundedSemaphore(MAX_CLIENTS)
+        self._weights: tuple[str, np.ndarray] | None = None  # of which model
+        self._clients = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._tick, name="live", daemon=True)
         self.ending: Callable[[], bool] = self._stop.is_set
@@ -129,9 +130,22 @@ class Live:
                     last = meta.order
                     self.history.add(point(stored, now, self.rate()))
                     self.points += 1
-                    self._weights = weight_pictures(stored.estimator())
+                    self._measure(stored)
             self.history.sync()
             self._notify()
+
+    def _measure(self, stored: Stored) -> None:
+        """Bring the weight pictures up to date, while somebody watches."""
+        samples = list(self.samples.samples)[-EXAMPLES:]
+        if not self._clients or not samples:
+            return
+        new = weight_pictures(stored.estimator(), np.array([sample["x"] for sample in samples], dtype=np.float64))
+        if new is None:
+            self._weights = None
+        elif self._weights is None or self._weights[0] != stored.meta.model_id:
+            self._weights = stored.meta.model_id, new
+        else:
+            self._weights = stored.meta.model_id, MEMORY * self._weights[1] + (1 - MEMORY) * new
 
     def parts(self) -> dict[str, str]:
         """Return each part that the page needs and "up", or a sentence on what is wrong with it."""
@@ -139,24 +153,28 @@ class Live:
         model = f"version {stored.meta.version}" if stored else "There is no model yet."
         return {"redis": self.watcher.error or "up", "kafka": self.samples.error or "up", "model": model}
 
-    def events(self) -> Iterator[bytes]:
-        """Yield server-sent events until the client goes or the page ends; raises ``TooManyClientsError`` at once."""
-        if not self._clients.acquire(blocking=False):
-            raise TooManyClientsError(f"{MAX_CLIENTS} pages are already watching; close one and reload.")
-        return self._stream()
+    def enter(self) -> None:
+        """Take a place among the clients, which must ``leave``; raises ``TooManyClientsError``."""
+        with self._changed:
+            if self._clients >= MAX_CLIENTS:
+                raise TooManyClientsError(f"{MAX_CLIENTS} pages are already watching; close one and reload.")
+            self._clients += 1
 
-    def _stream(self) -> Iterator[bytes]:
+    def leave(self) -> None:
+        """Give the place back."""
+        with self._changed:
+            self._clients -= 1
+
+    def events(self) -> Iterator[bytes]:
+        """Yield server-sent events until the page ends."""
         client = _Client()
-        try:
-            yield b"retry: 1000\n\n"
-            while not self.ending():
-                changes = self._changes
-                yield from client.frame(self)
-                time.sleep(MIN_PAUSE)
-                with self._changed:
-                    self._changed.wait_for(lambda: self._changes != changes, timeout=1)  # noqa: B023 - used at once
-        finally:
-            self._clients.release()
+        yield b"retry: 1000\n\n"
+        while not self.ending():
+            changes = self._changes
+            yield from client.frame(self)
+            time.sleep(MIN_PAUSE)
+            with self._changed:
+                self._changed.wait_for(lambda: self._changes != changes, timeout=1)  # noqa: B023 - used at once
 
     def model_state(self) -> dict:
         """Return what is said of the model at each of its changes."""
@@ -172,8 +190,11 @@ class Live:
         return {"confusion": counted.confusion, "people": counted.by_source.get("page", [0, 0])}
 
     def weights(self) -> list[list[int]]:
-        """Return the ten weight pictures."""
-        return self._weights
+        """Return the ten weight pictures, each 64 numbers in -100..100; an empty list where there are none."""
+        if self._weights is None:
+            return []
+        pictures = self._weights[1]
+        return np.rint(100 * pictures / max(np.abs(pictures).max(), 1e-12)).astype(int).tolist()
 
 
 class _Client:
@@ -182,7 +203,7 @@ class _Client:
     def __init__(self) -> None:
         self.sent: dict[str, bytes] = {}
         self.sample = 0
-        self.points = -1
+        self.points, self.whole = -1, False
         self.slow = self.beat = 0.0
 
     def frame(self, live: Live) -> Iterator[bytes]:
@@ -211,7 +232,8 @@ class _Client:
             self.sample = newest[-1]["n"]
             yield b"samples", orjson.dumps(newest)
         added = live.points
-        if self.points < 0:
+        if self.whole != live.history.loaded or self.points < 0:
+            self.whole = live.history.loaded
             yield b"whole_history", orjson.dumps(live.history.points)
         elif added > self.points:
             yield b"history", orjson.dumps(live.history.points[self.points - added :])
@@ -242,16 +264,18 @@ def point(stored: Stored, now: float, rate: float) -> list:
     return [round(now, 1), meta.version, meta.samples, accuracy, accuracy_100, round(rate, 1), peoples]
 
 
-def weight_pictures(estimator: Any) -> list[list[int]]:
-    """Return for each digit how much ink in each cell speaks for it, 10 lists of 64 in -100..100; [] where unknown.
+def weight_pictures(estimator: Any, examples: np.ndarray) -> np.ndarray | None:
+    """Return how much more ink in each cell speaks for each digit, float64 (10, 64); None where a model doesn't tell.
 
-    Measured as the change of the digit's score with a little more or less ink in one cell of a half-grey picture: for a
-    linear model these are its weights, for others what they look like from there.
+    The slope of the digits' scores at the ``examples``, float64 (n, 64), averaged: a linear model's weights themselves,
+    and for other models what comes nearest to them.
     """
-    score = getattr(estimator, "decision_function", None) or getattr(estimator, "predict_log_proba", None)
+    score = getattr(estimator, "decision_function", None)
+    if score is None and hasattr(estimator, "predict_proba"):
+        score = lambda X: np.log(estimator.predict_proba(X) + 1e-4)  # noqa: E731
     if score is None:
-        return []
-    step = np.eye(64)
-    slopes = (score(HALF_GREY + step) - score(HALF_GREY - step)).T
-    slopes -= slopes.mean(axis=0)  # what speaks for all digits alike speaks for none
-    return np.rint(100 * slopes / max(np.abs(slopes).max(), 1e-12)).astype(int).tolist()
+        return None
+    more = (examples[:, None] + np.eye(64)).reshape(-1, 64)
+    less = (examples[:, None] - np.eye(64)).reshape(-1, 64)
+    slopes = (score(more) - score(less)).reshape(len(examples), 64, 10).mean(axis=0).T
+    return slopes - slopes.mean(axis=0)  # what speaks for all digits alike speaks for none

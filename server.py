@@ -85,7 +85,10 @@ def _routes(app: Flask, parts: Parts) -> None:
 
     @app.get("/events")
     def events() -> Response:
-        return Response(parts.live.events(), mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        parts.live.enter()
+        response = Response(parts.live.events(), mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        response.call_on_close(parts.live.leave)
+        return response
 
     @app.get("/healthz")
     def healthz() -> tuple[dict, int]:
