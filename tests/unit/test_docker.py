@@ -149,7 +149,9 @@ def test_flink_listens_to_the_other_containers_wherever_make_run_keeps_it_to_its
 
 
 def flink_options(service: str) -> dict[str, str]:
-    return dict(option.removeprefix("-D").split("=") for option in SERVICES[service]["command"][2:])
+    words = SERVICES[service]["command"][2:]
+    assert set(words[::2]) == {"-D"}
+    return dict(option.split("=") for option in words[1::2])
 
 
 def python_snippets() -> list[str]:
