@@ -12,6 +12,7 @@ from settings import Settings
 
 NAME = "online_learning"
 ENDED = {"FAILED", "CANCELED", "FINISHED"}
+STOP = "StopJob: "  # what trainer.py raises where only a person can decide how to go on
 KEPT = 3  # restore points kept from earlier runs
 SAVEPOINT_SECONDS = 30
 
@@ -75,7 +76,7 @@ class Job:
                 (self.untried / "_metadata").rename(self.untried / "_metadata.unusable")
                 self.problem = f"could not start from {self.untried.name}, which is left aside"
         else:
-            self.problem = state.lower()
+            self.problem = "starting" if state == "RUNNING" else state.lower()
 
     def stop(self, hurry: threading.Event) -> Path | None:
         """Stop the job with a savepoint and return it; None where it does not run or no savepoint comes about."""
@@ -91,6 +92,13 @@ class Job:
         except OSError:
             return None  # no JobManager, or it knows no such running job: its last checkpoint is kept
         return None
+
+
+def reason(trace: str) -> str:
+    """Return the Python exception that a Java stack trace carries, else its last Java one, as ``Class: text``."""
+    python = re.findall(r"^(?!Caused|java\.|org\.)(?:\w+\.)*(\w+: .+)$", trace, re.MULTILINE)
+    java = re.findall(r"^(?:Caused by: )?(?:[\w$]+\.)+(\w+: .+)$", trace, re.MULTILINE)
+    return (python or java or [""])[-1][:300]
 
 
 def restore_points(run_dir: Path) -> list[Path]:

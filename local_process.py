@@ -39,7 +39,7 @@ class Part:
     answers: Callable[[], bool]
     ports: dict[int, str] = field(default_factory=dict)  # port -> the environment variable that moves it
     prepare: Callable[[], None] = lambda: None
-    patience: float = 90.0  # seconds until it must answer
+    patience: float = 120.0  # seconds until it must answer
     grace: float = 20.0  # seconds from SIGTERM to SIGKILL
     process: subprocess.Popen | None = None
 

@@ -32,6 +32,7 @@ from settings import HERE, Settings, SettingsError, settings
 DISK_BYTES = 1_000_000_000
 MADE = ("kafka", "redis", "flink", "checkpoints", "savepoints", "log", "pids")
 WINDOW_SECONDS = 10
+STEADY_SECONDS = 90  # a part that lives so long has come up for good
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -89,6 +90,7 @@ class Unit:
     problem: str = ""
     tries: int = 0
     next_try: float = 0.0
+    tried_at: float = 0.0
 
     @property
     def down(self) -> bool:
@@ -99,7 +101,10 @@ class Unit:
         return self.mending is not None and not self.mending.done()
 
     def mend(self, stopping: threading.Event) -> None:
-        """Start again what is dead; what keeps it down stands in ``problem``, and the next try waits longer."""
+        """Start again what is dead; ``problem`` says what keeps it down. What dies at once again waits longer."""
+        now = time.monotonic()
+        self.tries = 1 if now - self.tried_at > STEADY_SECONDS else self.tries + 1
+        self.tried_at, self.next_try = now, now + min(30, 2**self.tries)
         dead = self.parts if not self.parts[0].alive else [part for part in self.parts if not part.alive]
         try:
             for part in dead:
@@ -110,10 +115,8 @@ class Unit:
                 part.wait_until_it_answers(stopping)
         except (StackError, OSError) as error:
             self.problem = str(error)
-            self.tries += 1
-            self.next_try = time.monotonic() + min(30, 2**self.tries)
         else:
-            self.problem, self.tries = "", 0
+            self.problem = ""
 
 
 class LocalStack:
