@@ -204,7 +204,7 @@ def replay(sender: Sender, messages: Iterator[bytes], rate: float, total: int | 
     While Kafka is away nothing piles up beyond a second's worth, and what was missed is not caught up on.
     """
     backlog = min(max(1, int(rate)), MAX_WAITING)
-    sent, started = 0, time.monotonic()
+    sent, started, told = 0, time.monotonic(), ""
     with tqdm(total=total, unit=" samples", disable=None, dynamic_ncols=True) as bar:
         while not stop.is_set() and sent != total:
             now = time.monotonic()
@@ -218,8 +218,9 @@ def replay(sender: Sender, messages: Iterator[bytes], rate: float, total: int | 
             sender.collect()
             bar.update(sender.acknowledged - bar.n)
             trouble = f"waiting for Kafka: {sender.link.trouble}" if sender.link.trouble else ""
-            if trouble != (bar.postfix or ""):
+            if trouble != told:
                 bar.set_postfix_str(trouble)
+                told = trouble
             stop.wait(min(max(started + sent / rate - now, CHUNK_SECONDS), 0.2))
         sender.finish()
         bar.update(sender.acknowledged - bar.n)
