@@ -113,7 +113,10 @@ def load_learner(name: str, classes: np.ndarray | None, n_features: int, model: 
     """Return the learner whose ``model_bytes`` and ``state_bytes`` these are; the bytes must be of known origin."""
     if name == "default":
         return DigitLearner.load(model, state)
-    return EstimatorLearner(pickle.loads(model), classes, learned=True)  # noqa: S301  the store has checked it
+    estimator = pickle.loads(model)  # noqa: S301  the store has checked it
+    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+    # A topic that begins with bad messages alone commits a model that has learned nothing.
+    return EstimatorLearner(estimator, classes, learned=_is_fitted(last))
 
 
 def _factory(name: str) -> Callable[[], Any]:

@@ -66,8 +66,10 @@ def sign(file: Path) -> None:
     if before is not None and not before.cleared:
         raise click.ClickException(f"Redis holds a signed model already; python redis_clear.py {config.model_key} forgets it.")
     committed = log.committed()
-    progress = {p: committed.get(p, first) for p, (first, _) in log.bounds().items()}
-    meta = Meta(model_id=new_model_id(before.meta.model_id if before else ""), version=1, learner=config.learner,
+    bounds = log.bounds()
+    progress = {p: committed.get(p, first) for p, (first, _) in bounds.items()}
+    samples = sum(progress[p] - first for p, (first, _) in bounds.items())
+    meta = Meta(model_id=new_model_id(before.meta.model_id if before else ""), version=1, samples=samples, learner=config.learner,
                 topic_id=log.topic_id(), progress=progress, starts=dict(progress))  # fmt: skip
     store.redis.delete(store.keys[0])
     stored = store.commit(before, meta, model, b"")

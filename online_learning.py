@@ -21,7 +21,6 @@ from settings import Settings, SettingsError, settings
 from udf_model import online_learner
 
 HERE = Path(__file__).resolve().parent
-MODULES = ("settings", "messages", "learner", "scores", "model_store", "lease", "source_log", "trainer", "udf_model")
 
 OPTIONS = {
     "pipeline.name": "online_learning",
@@ -69,7 +68,6 @@ CREATE TABLE {table} (
     'sink.transactional-id-prefix' = '{topic}-{submission}',
     'sink.transaction-naming-strategy' = 'pooling',
     'properties.transaction.timeout.ms' = '900000',
-    'properties.compression.type' = 'lz4',
     'format' = 'raw',
     {kafka}
 )"""
@@ -166,12 +164,13 @@ def _resumes(env: StreamExecutionEnvironment) -> bool:
 
 
 def _add_python_files(table_env: StreamTableEnvironment, config: Settings) -> None:
-    for name in MODULES:
-        table_env.add_python_file(str(HERE / f"{name}.py"))
-    for name in (config.learner, config.message_format):
-        module = name.partition(":")[0]
-        if ":" in name and module not in MODULES:
-            table_env.add_python_file(str(Path(str(import_module(module).__file__)).resolve()))
+    """Send the workers the files beside this one that it has imported, and a learner's or format's own."""
+    named = {import_module(name.partition(":")[0]) for name in (config.learner, config.message_format) if ":" in name}
+    files = {Path(str(module.__file__)).resolve() for module in named}
+    loaded = (getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if name != "__main__")
+    files |= {path for path in (Path(file).resolve() for file in loaded if file) if path.parent == HERE}
+    for path in sorted(files):
+        table_env.add_python_file(str(path))
 
 
 if __name__ == "__main__":

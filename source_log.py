@@ -58,6 +58,7 @@ class SourceLog:
 
     def bounds(self) -> dict[int, tuple[int, int]]:
         """Return {partition: (first offset in the log, offset after the last)}."""
+        self.close()  # a partition that was added is not known to a consumer of before
         consumer = self._open()
         partitions = [TopicPartition(self.topic, p) for p in sorted(consumer.partitions_for_topic(self.topic) or ())]
         first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)

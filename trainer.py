@@ -109,12 +109,13 @@ class Trainer:
             )
 
     def _new_meta(self, mark: Stored | None) -> Meta:
-        """Return the meta of a new model, whose recorded start is where the mark says, or where the log begins."""
+        """Return the meta of a new model, whose recorded start is where the mark says, else the group, else the log's beginning."""
         meta = Meta(learner=self.settings.learner, topic_id=self.log.topic_id())
         old = mark.meta if mark else Meta()
         meta.model_id = new_model_id(max(old.model_id, self.meta.model_id))
         meta.parent = f"{old.model_id}:{old.version}" if old.model_id else ""
-        meta.starts = {p: first for p, (first, _) in self.log.bounds().items()}
+        committed = self.log.committed()
+        meta.starts = {p: committed.get(p, first) for p, (first, _) in self.log.bounds().items()}
         if old.topic_id == meta.topic_id:
             meta.starts |= old.starts
         meta.progress = dict(meta.starts)
