@@ -1,0 +1,152 @@
+"""The learners that the project brings, and what it says of those that can't be."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import SGDClassifier
+from sklearn.preprocessing import StandardScaler
+
+from digit_learner import MEMORY, DigitLearner, distorted
+from learner import LearnerError, load_learner, new_learner
+from model_store import STATE_PAGE
+from tests.unit.learners import served
+
+CLASSES = np.arange(10)
+X, Y = load_digits(return_X_y=True)
+
+
+def digit_learner() -> DigitLearner:
+    learner = new_learner("default", CLASSES, 64)
+    assert isinstance(learner, DigitLearner)
+    return learner
+
+
+def changed_pages(before: bytes, after: bytes) -> int:
+    assert len(before) == len(after)
+    return sum(before[i : i + STATE_PAGE] != after[i : i + STATE_PAGE] for i in range(0, len(after), STATE_PAGE))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("adaboost", "must be default, sgd, or module:factory"),
+        ("no_such_module:learner", "can't be imported"),
+        ("tests.unit.learners:missing", "can't be imported"),
+        (":learner", "can't be imported"),
+        ("tests.unit.learners:batch_only", "LogisticRegression, which can't learn one batch at a time"),
+        ("tests.unit.learners:unfitted", "the step PolynomialFeatures, which must be fitted first"),
+    ],
+)
+def test_a_learner_that_cannot_be_is_refused_in_a_sentence(name, said):
+    with pytest.raises(LearnerError, match=said):
+        new_learner(name, CLASSES, 64)
+
+
+def test_the_default_refuses_a_stream_that_is_no_digits():
+    with pytest.raises(LearnerError, match="set LEARNER to sgd"):
+        new_learner("default", np.arange(2), 30)
+
+
+def test_sgd_has_the_weights_that_scikit_learn_gives_it():
+    learner, oracle = new_learner("sgd", CLASSES, 64), SGDClassifier(alpha=0.01, penalty="l1", loss="log_loss")
+    oracle.set_params(shuffle=False)
+    for start in range(0, 500, 50):
+        learner.learn(X[start : start + 50], Y[start : start + 50])
+        oracle.partial_fit(X[start : start + 50], Y[start : start + 50], classes=CLASSES)
+    model = served(learner)
+    np.testing.assert_array_equal(model.coef_, oracle.coef_)
+    np.testing.assert_array_equal(model.intercept_, oracle.intercept_)
+    assert model.t_ == oracle.t_
+
+
+def test_a_pipeline_learns_its_steps_along():
+    learner = new_learner("tests.unit.learners:scaled", CLASSES, 64)
+    for start in range(0, 500, 50):
+        learner.learn(X[start : start + 50], Y[start : start + 50])
+    np.testing.assert_allclose(served(learner)[0].mean_, StandardScaler().fit(X[:500]).mean_)
+
+
+def test_regression_needs_no_classes():
+    learner = new_learner("sklearn.linear_model:SGDRegressor", None, 64)
+    learner.learn(X[:300] / 16, Y[:300] / 10)
+    restarted = load_learner("sklearn.linear_model:SGDRegressor", None, 64, learner.model_bytes(), b"")
+    predicted = learner.predict(X[:5])
+    assert predicted is not None
+    assert predicted.tolist() == np.asarray(served(restarted).predict(X[:5])).tolist()
+
+
+def test_the_default_is_right_93_times_in_100_over_its_first_600_digits():
+    learner, right = digit_learner(), 0
+    order = np.random.default_rng(0).permutation(len(X))[:600]
+    for batch in np.array_split(order, 150):
+        predicted = learner.predict(X[batch])
+        right += 0 if predicted is None else int((predicted == Y[batch]).sum())
+        learner.learn(X[batch], Y[batch])
+    assert right / len(order) >= 0.93
+
+
+def test_the_default_serves_a_small_model_with_probabilities():
+    learner = digit_learner()
+    learner.learn(X[:100], Y[:100])
+    model = served(learner)
+    assert len(learner.model_bytes()) < 25_000
+    np.testing.assert_allclose(model.predict_proba(X[:7]).sum(axis=1), 1, rtol=1e-5)
+    with pytest.raises(ValueError, match="64 pixels"):
+        model.predict(X[:, :63])
+
+
+@pytest.mark.parametrize(("batch", "pages"), [(1, 18), (10, 18), (500, 22)])
+def test_a_batch_changes_few_pages_of_the_defaults_state(batch, pages):
+    learner = digit_learner()
+    learner.learn(X[:900], Y[:900])
+    before = learner.state_bytes()
+    learner.learn(X[900 : 900 + batch], Y[900 : 900 + batch])
+    assert 0 < changed_pages(before, learner.state_bytes()) <= pages
+
+
+def test_a_large_batch_rehearses_less_for_each_sample(monkeypatch):
+    rows = []
+
+    class Counted(DigitLearner):
+        def _step(self, F, labels):
+            rows.append(len(labels))
+            super()._step(F, labels)
+
+    learner = Counted(CLASSES)
+    learner.learn(X[:500], Y[:500])
+    per_sample = []
+    for batch in (1, 10, 100, 1000):
+        rows.clear()
+        learner.learn(X[500 : 500 + batch], Y[500 : 500 + batch])
+        per_sample.append(sum(rows) / batch - 1)
+    assert per_sample == pytest.approx([20, 20, 2, 0.2])
+
+
+def test_memory_holds_each_sample_once_and_the_newest_of_them():
+    learner = digit_learner()
+    for _ in range(2):
+        for start in range(0, len(X), 100):
+            learner.learn(X[start : start + 100], Y[start : start + 100])
+    assert learner.slot == len(np.unique(np.column_stack([X, Y]), axis=0))
+    taught = np.random.default_rng(0).integers(0, 17, (2 * MEMORY, 64)).astype(float)
+    for start in range(0, len(taught), 128):
+        learner.learn(taught[start : start + 128], np.zeros(128, int))
+    assert {row.tobytes() for row in learner.memory[:, :-1]} == {
+        row.tobytes() for row in taught[-MEMORY:].astype(np.uint8)
+    }
+
+
+def test_a_state_of_another_size_is_refused():
+    learner = digit_learner()
+    learner.learn(X[:10], Y[:10])
+    with pytest.raises(ValueError, match="The state has 5 bytes"):
+        load_learner("default", CLASSES, 64, learner.model_bytes(), b"12345")
+
+
+def test_distorted_digits_stay_digits():
+    copies = distorted(X[:500].astype(np.float32), np.random.default_rng(0))
+    assert copies.min() >= 0
+    assert copies.max() <= 16
+    moved = np.abs(copies - X[:500]).mean(axis=1)
+    assert np.median(moved) > 0.5
+    assert np.abs(copies.sum() / X[:500].sum() - 1) < 0.1
