@@ -24,7 +24,7 @@ def main(keys: tuple[str, ...], yes: bool) -> None:
         store.redis.ping()
         if not keys:
             everything = f"everything in database {config.redis_db} of {where}"
-            if not yes and not (sys.stdin.isatty() and click.confirm(f"Delete {everything}?")):
+            if not yes and not (asks() and click.confirm(f"Delete {everything}?")):
                 raise SystemExit(f"Nothing was deleted; --yes deletes {everything} without asking.")
             keys = all_keys(store)
         for key, existed in {key: clear(store, key) for key in keys}.items():
@@ -37,8 +37,13 @@ def main(keys: tuple[str, ...], yes: bool) -> None:
         raise SystemExit(str(error)) from None
 
 
+def asks() -> bool:
+    """Return whether somebody sits at a terminal who can be asked."""
+    return sys.stdin.isatty()
+
+
 def clear(store: ModelStore, key: str) -> bool:
-    """Delete one key and return whether it existed; the model key goes with its meta, state and page history."""
+    """Delete one key and return whether it existed; the model key goes with its meta and state."""
     if key != store.keys[0]:
         return bool(store.redis.delete(key))
     return store.clear()
