@@ -1,0 +1,53 @@
+"""A TCP proxy before Redis that can lose an answer: a commit arrives, and the connection breaks before its answer."""
+
+import contextlib
+import socket
+import threading
+
+
+class RedisProxy:
+    """Passes bytes between clients and Redis on 127.0.0.1; ``port`` is where clients connect."""
+
+    def __init__(self, redis_port: int) -> None:
+        self.redis_port = redis_port
+        self.cut = threading.Event()  # lose the answer to the next commit
+        self.cuts = 0
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self._server.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
+            redis = socket.create_connection(("127.0.0.1", self.redis_port))
+        except OSError:
+            client.close()
+            return
+        losing = threading.Event()
+        answers = threading.Thread(target=self._pass, args=(redis, client, losing, False), daemon=True)
+        answers.start()
+        self._pass(client, redis, losing, True)
+
+    def _pass(self, source: socket.socket, target: socket.socket, losing: threading.Event, commands: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                # A commit is the only command with the model's fields in it.
+                if commands and self.cut.is_set() and b"commit_id" in data and b"EVALSHA" in data:
+                    self.cut.clear()
+                    losing.set()
+                elif not commands and losing.is_set():
+                    self.cuts += 1
+                    break
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
