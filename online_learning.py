@@ -1,6 +1,6 @@
 """The pipeline, as Flink SQL: samples in, one learner, predictions and rejects out, each exactly once.
 
-    flink run -m localhost:8081 -py online_learning.py
+flink run -m localhost:8081 -py online_learning.py
 """
 
 import sys
@@ -24,7 +24,6 @@ HERE = Path(__file__).resolve().parent
 
 OPTIONS = {
     "pipeline.name": "online_learning",
-    "parallelism.default": "1",
     "pipeline.object-reuse": "true",
     # A batch is what arrives in 20 ms, at most 5,000 messages: a sample is learned soon, a flood in large pieces.
     "python.fn-execution.bundle.time": "20",
@@ -77,6 +76,9 @@ def main() -> None:
     """Submit the job, unless another submission is running on the same model."""
     config = settings()
     env = StreamExecutionEnvironment.get_execution_environment(_options(config))
+    if env.get_parallelism() != 1:
+        raise SettingsError(f"The parallelism is {env.get_parallelism()}, but one model learns one stream in one order: "
+                            "submit with flink run -p 1. The topic may have any number of partitions.")  # fmt: skip
     lease = Lease(ModelStore(config), new_submission())
     lease.take(STARTING_MS)
     try:
@@ -98,9 +100,7 @@ def build(table_env: StreamTableEnvironment, config: Settings, submission: str) 
         table_env.execute_sql(SINK.format(table=table, topic=topic, submission=submission, kafka=kafka))
 
     table_env.create_temporary_function("learn", online_learner(config, submission))
-    learned = table_env.sql_query(
-        "SELECT learn(payload, kafka_partition, kafka_offset) AS learned FROM samples"
-    )
+    learned = table_env.sql_query("SELECT learn(payload, kafka_partition, kafka_offset) AS learned FROM samples")
     # Over the DataStream bridge the function runs once; a view that two INSERTs read would learn everything twice.
     table_env.create_temporary_view("results", table_env.to_data_stream(learned))
 
