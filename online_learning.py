@@ -77,8 +77,10 @@ def main() -> None:
     config = settings()
     env = StreamExecutionEnvironment.get_execution_environment(_options(config))
     if env.get_parallelism() != 1:
-        raise SettingsError(f"The parallelism is {env.get_parallelism()}, but one model learns one stream in one order: "
-                            "submit with flink run -p 1. The topic may have any number of partitions.")  # fmt: skip
+        raise SettingsError(
+            f"The parallelism is {env.get_parallelism()}, but one model learns one stream in one order: submit with flink "
+            "run -p 1. The topic may have any number of partitions."
+        )
     lease = Lease(ModelStore(config), new_submission())
     lease.take(STARTING_MS)
     try:
