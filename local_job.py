@@ -51,6 +51,7 @@ class Job:
         if not jobs:
             self.problem, self.wanted = "gone with the JobManager", True
             return
+        self.wanted = False
         # One that was submitted by hand in place of ours is taken over.
         job = max(jobs, key=lambda job: (job["state"] not in ENDED, job["start-time"]))
         self.id, state = job["jid"], job["state"]

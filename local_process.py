@@ -126,7 +126,7 @@ class Part:
 
 def spawn(argv: list[str], env: dict[str, str], out: IO[bytes]) -> subprocess.Popen:
     """Start a process in a session of its own, out of reach of the terminal's Ctrl-C."""
-    return subprocess.Popen(  # noqa: S603 - the commands are this project's own
+    return subprocess.Popen(
         argv, env=env, cwd=HERE, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
     )
 
@@ -178,7 +178,7 @@ def is_same_session(leader: int, started: float) -> bool:
 
 
 def run_to_end(
-    argv: list[str], env: dict[str, str], log: Path, stopping: threading.Event | None = None, patience: float = 120.0
+    argv: list[str], env: dict[str, str], log: Path, stopping: threading.Event | None = None, patience: float = 240.0
 ) -> tuple[int, str]:
     """Run a command to its end; returns its exit code and output, which also goes to the log."""
     log.parent.mkdir(parents=True, exist_ok=True)

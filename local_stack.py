@@ -179,9 +179,8 @@ class LocalStack:
             self.line.say(f"  Ended a {name} that a killed run had left running")
         for part in self.parts:
             part.check_ports()
-        local_parts.get_java_parts(
-            lambda jars, total: tqdm(jars, "  Java parts", total, bar_format="{desc}: {n}/{total} jars, {elapsed}")
-        )
+        if local_parts.get_java_parts(lambda jars, n: tqdm(jars, "  Java parts", n, leave=False, disable=None)):
+            self.line.say("  Java parts: fetched")
         local_parts.make_signing_key(config)
         local_parts.write_flink_launcher()
         prune_restore_points(config.run_dir)
@@ -229,6 +228,7 @@ class LocalStack:
 
     def submit(self) -> None:
         self.next_submit = time.monotonic() + 15
+        self.job.problem = "is being submitted"
         try:
             self.job.submit()
         except StackError as error:
@@ -249,16 +249,21 @@ class LocalStack:
 
     def problems(self) -> list[str]:
         """Return what is down right now, one sentence or name each."""
-        found = [unit.problem or f"{part.name} is down" for unit in self.units for part in unit.parts if not part.alive]
-        found += [f"{name} does not answer" for name in sorted(self.silent)]
-        found += [f"{part.name} is starting" for unit in self.units if unit.busy for part in unit.parts if part.alive]
+        found = [self.problem_of(unit, part) for unit in self.units for part in unit.parts]
         if self.job.problem:
             found.append(f"job: {self.job.problem}")
         if self.meter.problem:
             found.append(self.meter.problem)
         if shutil.disk_usage(self.config.run_dir).free < DISK_BYTES / 4:
             found.append(f"the disk of {self.config.run_dir} is nearly full")
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(filter(None, found)))
+
+    def problem_of(self, unit: Unit, part: Part) -> str:
+        if not part.alive:
+            return unit.problem or f"{part.name} is down"
+        if unit.busy:
+            return f"{part.name} is starting"
+        return f"{part.name} does not answer" if part.name in self.silent else ""
 
     # -- down ------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,231 @@
+"""make run as a person uses it: it comes up, mends what dies, stops with Ctrl-C and goes on where it left off.
+
+One run after the other in one folder, in the order of this file, since each takes half a minute to come up.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from local_job import restore_points
+from local_parts import VENV_BIN, environment
+from local_process import port_is_free
+from settings import HERE
+from tests.stack import Stack, until
+
+UP = 240  # seconds; a tenth of it on a machine that does nothing else
+
+
+class MakeRun:
+    """``make run`` in a session of its own, as a terminal starts it."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.settings = stack.settings
+        self.out = self.settings.run_dir / "out"
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        self.process = self.popen()
+
+    def popen(self) -> subprocess.Popen:
+        env = environment(self.settings) | {"PRODUCER_RATE": "50"}
+        env["PATH"] = os.environ["PATH"].replace(f"{VENV_BIN}{os.pathsep}", "")
+        out = self.out.open("wb")
+        return subprocess.Popen(
+            ["make", "run", f"PYTHON={VENV_BIN / 'python'}"], cwd=HERE, env=env, stdin=subprocess.DEVNULL,
+            stdout=out, stderr=out, start_new_session=True,
+        )  # fmt: skip
+
+    def said(self) -> str:
+        return self.out.read_text(errors="replace")
+
+    def samples(self) -> int:
+        """Return the samples learned by the newest line; 0 before any."""
+        found = re.findall(r"^([\d,]+) samples learned", self.said(), re.MULTILINE)
+        return int(found[-1].replace(",", "")) if found else 0
+
+    def learns(self, more_than: int = 0) -> None:
+        until(lambda: self.samples() > more_than, UP, f"make run learns more than {more_than} samples")
+
+    def press_ctrl_c(self) -> int:
+        """Send what a terminal sends to all of the foreground, and return the exit code."""
+        assert self.process
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(UP)
+
+    def part(self, name: str) -> psutil.Process:
+        return psutil.Process(int((self.settings.run_dir / "pids" / name).read_text().split()[0]))
+
+    def mine(self) -> list[psutil.Process]:
+        """Return the processes whose command or environment names the run folder."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("RUN_DIR") == str(self.settings.run_dir):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return [process for process in found if process.pid != os.getpid()]
+
+    def left_nothing(self) -> None:
+        until(lambda: not self.mine(), 20, f"no process is left of {self.mine()}")
+        ports = [self.settings.redis_port, self.settings.flink_port, self.settings.flink_rpc_port,
+                 self.settings.page_port, self.settings.kafka_controller_port,
+                 int(self.settings.kafka_bootstrap_servers.split(":")[1])]  # fmt: skip
+        assert all(port_is_free(port) for port in ports)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeRun]:
+    """A run folder and ports of this module's own; whatever is left at its end is killed."""
+    make_run = MakeRun(Stack(tmp_path_factory.mktemp("make-run")))
+    yield make_run
+    for process in make_run.mine():
+        process.kill()
+
+
+@pytest.fixture
+def up(made: MakeRun) -> MakeRun:
+    """make run, up and learning."""
+    if made.process is None or made.process.poll() is not None:
+        made.start()
+        made.learns()
+    return made
+
+
+def get(run: MakeRun, path: str) -> dict:
+    """Return what the page answers."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{run.settings.page_port}{path}", timeout=10) as answer:
+        return json.load(answer)
+
+
+def test_make_run_learns_and_says_where_everything_is(up):
+    up.learns(up.samples())
+    said = up.said()
+    for address in (f"http://127.0.0.1:{up.settings.page_port}", f"http://127.0.0.1:{up.settings.flink_port}",
+                    up.settings.kafka_bootstrap_servers, f"127.0.0.1:{up.settings.redis_port}"):  # fmt: skip
+        assert address in said
+    assert re.search(r"samples learned, accuracy 0\.\d+ .*model version \d.*samples/s, 0 rejected", said)
+    assert get(up, "/model")["samples"] > 0
+
+
+def test_no_secret_stands_in_a_process_list(up):
+    secrets = up.settings.redis_password.get_secret_value(), up.settings.signing_key().decode()
+    words = " ".join(word for process in up.mine() for word in process.cmdline())
+    assert not any(secret in words for secret in secrets)
+
+
+def test_a_second_make_run_beside_the_first_is_one_sentence(up):
+    first, up.out = up.out, up.settings.run_dir / "second"
+    second = up.popen()
+    assert second.wait(60) != 0
+    sentence = up.said().splitlines()[0]
+    up.out = first
+    assert re.match(r"make run: make run is running already in .* \(process \d+\): stop it first", sentence)
+
+
+@pytest.mark.parametrize("name", ["taskmanager", "jobmanager", "kafka", "redis", "producer", "page"])
+def test_a_part_that_is_killed_comes_back_and_the_loop_goes_on(up, name):
+    before = up.part(name)
+    before.kill()
+    until(lambda: up.part(name).pid != before.pid and up.part(name).is_running(), UP, f"{name} is back")
+    assert re.search(rf"{name}.* died, starting it again; log: .*\.log", up.said(), re.IGNORECASE)
+    up.learns(up.samples())
+    until(lambda: get(up, "/healthz")["success"], UP, "the page is healthy")
+
+
+def test_a_part_that_hangs_is_told_on_the_line_and_left_alone(up):
+    kafka = up.part("kafka")
+    kafka.suspend()
+    try:
+        until(lambda: "Kafka does not answer" in up.said(), UP)
+    finally:
+        kafka.resume()
+    assert up.part("kafka").pid == kafka.pid
+    up.learns(up.samples())
+
+
+def test_ctrl_c_stops_the_job_with_a_savepoint_and_leaves_nothing(up):
+    learned = up.samples()
+    up.press_ctrl_c()
+    said = up.said()
+    stops = [said.index(f"  {name}: stopped") for name in ("Producer", "Page", "Job", "TaskManager", "Kafka", "Redis")]
+    assert stops == sorted(stops)
+    assert restore_points(up.settings.run_dir)[0].name in said
+    assert learned <= up.samples()
+    up.left_nothing()
+
+
+def test_the_next_run_goes_on_from_the_savepoint_and_repeats_nothing(made):
+    learned = made.samples()
+    made.start()
+    made.learns(learned)
+    job = made.stack.rest("/jobs/overview")["jobs"][0]["jid"]
+    assert made.stack.rest(f"/jobs/{job}/checkpoints")["latest"]["restored"]["is_savepoint"]
+    model = get(made, "/model")
+    assert model["samples"] + model["rejected"] == sum(model["progress"].values())
+
+
+def test_what_a_run_that_was_killed_left_behind_is_ended_by_the_next(up):
+    before = up.samples()
+    left = [up.part(name) for name in ("kafka", "redis", "jobmanager", "taskmanager", "producer", "page")]
+    assert up.process
+    os.killpg(up.process.pid, signal.SIGKILL)
+    up.process.wait()
+    assert all(part.is_running() for part in left)
+    up.start()
+    up.learns(before)
+    assert "Ended a kafka that a killed run had left running" in up.said()
+    assert not any(part.is_running() for part in left)
+
+
+def test_a_second_ctrl_c_hurries(up):
+    assert up.process
+    os.killpg(up.process.pid, signal.SIGINT)
+    until(lambda: "Stopping" in up.said(), 20)
+    os.killpg(up.process.pid, signal.SIGINT)
+    up.process.wait(15)
+    up.left_nothing()
+
+
+def test_a_taken_port_is_one_sentence_and_nothing_is_left(made):
+    with socket.create_server(("127.0.0.1", made.settings.flink_port)):
+        made.start()
+        assert made.process.wait(60) != 0
+    last = [line for line in made.said().splitlines() if not line.startswith("make: ")][-1]
+    port = made.settings.flink_port
+    assert last.startswith(f"make run: JobManager needs port {port}, which another program holds")
+    made.left_nothing()
+
+
+def test_sigterm_while_it_starts_leaves_nothing(made):
+    made.start()
+    until(lambda: "Redis is up" in made.said(), UP)
+    made.process.terminate()
+    made.process.wait(60)
+    assert "Traceback" not in made.said()
+    made.left_nothing()
+
+
+def test_a_part_that_cannot_start_is_one_sentence_with_its_log(made):
+    aof = made.settings.run_dir / "redis" / "appendonlydir"
+    shutil.move(aof, aof.with_name("kept"))
+    aof.write_text("in the way")
+    made.start()
+    assert made.process.wait(UP) != 0
+    aof.unlink()
+    shutil.move(aof.with_name("kept"), aof)
+    last = [line for line in made.said().splitlines() if not line.startswith("make: ")][-1]
+    assert re.match(r"make run: Redis ended before it was up; its log says why: .*redis\.log", last)
+    assert "Traceback" not in made.said()
+    made.left_nothing()
