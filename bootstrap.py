@@ -78,7 +78,7 @@ def step(title: str, argv: list[str]) -> None:
     """Run one step, its output in the log, and say how long it has taken; exits with a sentence when it fails."""
     began = time.monotonic()
     with LOG.open("ab") as log:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: S603 - our own
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             while process.poll() is None:
                 if sys.stdout.isatty():

@@ -106,7 +106,9 @@ class Format:
         types = ({*map(type, values)} for values in (ts, lists, labels))
         if any(lists) or [*types] != [{str}, {list}, {int}] or {tail[-1:] for _, _, tail in rest} != {b"}"}:
             return None
-        sources = [None] * len(payloads) if {*map(len, emptied)} == {3} else _sources(emptied, text.count(b'"source"'))
+        sources: list[str | None] | None = (
+            [None] * len(payloads) if {*map(len, emptied)} == {3} else _sources(emptied, text.count(b'"source"'))
+        )
         X = self._numbers([numbers for numbers, _, _ in rest])
         if X is None or sources is None or not (X.min() >= self.low and X.max() <= self.high):
             return None
@@ -198,10 +200,23 @@ def load_format(name: str) -> Format:
 def prediction(document: bytes, predicted: float | None, version: int | None, partition: int, offset: int,
                replayed: bool = False) -> bytes:  # fmt: skip
     """Return a good message with the job's fields added to its end."""
-    return b'%b,"predict_y":%b,"model_version":%b,"partition":%d,"offset":%d%b}' % (
-        document[:-1], b"null" if predicted is None else b"%r" % predicted,
-        b"null" if version is None else b"%d" % version, partition, offset,
-        b',"replayed":true' if replayed else b"")  # fmt: skip
+    return predictions([document], [predicted], version, [partition], [offset], [replayed])[0]
+
+
+def predictions(documents: Sequence[bytes], predicted: Sequence[float | None], version: int | None,
+                partitions: Sequence[int], offsets: Sequence[int], replayed: Sequence[bool]) -> list[bytes]:  # fmt: skip
+    """Return good messages, each with the job's fields added to its end; ``version`` made all the predictions."""
+    number = b"null" if version is None else b"%d" % version
+    guesses = {
+        guess: b',"predict_y":%b,"model_version":%b' % (b"null" if guess is None else b"%r" % guess, number)
+        for guess in set(predicted)
+    }
+    marks = {False: b"}", True: b',"replayed":true}'}
+    return [
+        b'%b%b,"partition":%d,"offset":%d%b' % (document[:-1], guesses[guess], partition, offset, marks[again])
+        for document, guess, partition, offset, again
+        in zip(documents, predicted, partitions, offsets, replayed, strict=True)
+    ]  # fmt: skip
 
 
 def reject(payload: bytes | None, reason: str, partition: int, offset: int) -> bytes:

@@ -64,7 +64,9 @@ def sign(file: Path) -> None:
     unpickle(model, Meta())
     before = store.read() if store.redis.exists(store.keys[1]) else None
     if before is not None and not before.cleared:
-        raise click.ClickException(f"Redis holds a signed model already; python redis_clear.py {config.model_key} forgets it.")
+        raise click.ClickException(
+            f"Redis holds a signed model already; python redis_clear.py {config.model_key} forgets it."
+        )
     committed = log.committed()
     bounds = log.bounds()
     progress = {p: committed.get(p, first) for p, (first, _) in bounds.items()}

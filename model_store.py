@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
-from importlib.metadata import version as installed
+from functools import cache, cached_property
+from importlib.metadata import version
 
 import orjson
 import redis
@@ -87,6 +87,12 @@ class LeaseError(StoreError):
 
 class AwayError(StoreError):
     """Redis did not take a commit in time; nothing is lost, as the batch was not acknowledged."""
+
+
+@cache
+def installed(library: str) -> str:
+    """Return a library's version; asking costs as much as a small commit, so each is asked for once."""
+    return version(library)
 
 
 def new_model_id(after: str = "") -> str:
@@ -181,7 +187,7 @@ def unpickle(model: bytes, meta: Meta) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", InconsistentVersionWarning)
-            return pickle.loads(model)
+            return pickle.loads(model)  # noqa: S301  its signature was checked
     except (InconsistentVersionWarning, ImportError, AttributeError, ValueError, TypeError, EOFError,
             pickle.UnpicklingError) as error:  # fmt: skip
         written = ", ".join(f"{name} {v}" for name, v in meta.libraries.items()) or "unknown versions"
@@ -200,7 +206,8 @@ class ModelStore:
         key = settings.model_key
         self.keys = [key, f"{{{key}}}:meta", f"{{{key}}}:state", f"{{{key}}}:lease"]
         self.channel = f"{key}:updates"
-        self.redis = redis.Redis(**settings.redis_client(), socket_timeout=5, socket_connect_timeout=2)
+        # redis-py's types say that any answer may be an awaitable.
+        self.redis: Any = redis.Redis(**settings.redis_client(), socket_timeout=5, socket_connect_timeout=2)
         self._commit = self.redis.register_script(_COMMIT)
         self._clear = self.redis.register_script(_CLEAR)
 
@@ -211,7 +218,11 @@ class ModelStore:
 
     def sign(self, model: bytes, values: dict[str, bytes]) -> str:
         """Return the HMAC-SHA256 over key name, fields and model, each preceded by its length."""
-        parts = [self.keys[0].encode(), *(part for name in sorted(values) for part in (name.encode(), values[name])), model]
+        parts = [
+            self.keys[0].encode(),
+            *(part for name in sorted(values) for part in (name.encode(), values[name])),
+            model,
+        ]
         mac = hmac.new(self.signing_key, digestmod=hashlib.sha256)
         for part in parts:
             mac.update(len(part).to_bytes(8, "big"))

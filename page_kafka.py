@@ -20,7 +20,8 @@ SHOWN = 24  # newest samples on the page
 LOOK_EVERY = 0.5  # seconds
 
 log = logging.getLogger(__name__)
-log.addHandler(logging.NullHandler())  # librdkafka's own lines; the page says in words what is wrong
+log.propagate = False  # librdkafka's own lines; the page says in words what is wrong
+log.addHandler(logging.NullHandler())
 
 
 class NotTaughtError(RuntimeError):

@@ -22,10 +22,14 @@ class Settings(BaseSettings):
     run_dir: Path = Field(HERE / ".local", description="everything that make run makes")
 
     kafka_bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port, several with commas")
-    kafka_security_protocol: str = Field("PLAINTEXT", pattern="^(PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)$",
-                                         description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
-    kafka_sasl_mechanism: str = Field("PLAIN", pattern="^(PLAIN|SCRAM-SHA-256|SCRAM-SHA-512)$",
-                                      description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+    kafka_security_protocol: str = Field(
+        "PLAINTEXT",
+        pattern="^(PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)$",
+        description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL",
+    )
+    kafka_sasl_mechanism: str = Field(
+        "PLAIN", pattern="^(PLAIN|SCRAM-SHA-256|SCRAM-SHA-512)$", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+    )
     kafka_sasl_username: str = Field("", description="user for SASL")
     kafka_sasl_password: SecretStr = Field(SecretStr(""), description="password for SASL")
     kafka_ssl_cafile: str = Field("", description="certificate authority (PEM file) for SSL; empty: the system's")
@@ -42,10 +46,13 @@ class Settings(BaseSettings):
     redis_tls: bool = Field(False, description="TLS to Redis")
     redis_ca_file: str = Field("", description="certificate authority (PEM file) for Redis; empty: the system's")
     model_key: str = Field("online_ml_model", min_length=1, description="Redis key of the model")
-    model_signing_key: SecretStr = Field(SecretStr(""), description="signs and checks models, at least 32 "
-                                         "characters; empty: read from MODEL_SIGNING_KEY_FILE")
-    model_signing_key_file: Path = Field(HERE / ".local" / "signing.key",
-                                         description="file with the signing key, made at the first make run")
+    model_signing_key: SecretStr = Field(
+        SecretStr(""),
+        description="signs and checks models, at least 32 characters; empty: read from MODEL_SIGNING_KEY_FILE",
+    )
+    model_signing_key_file: Path = Field(
+        HERE / ".local" / "signing.key", description="file with the signing key, made at the first make run"
+    )
 
     flink_host: str = Field("127.0.0.1", description="Flink's REST address")
     flink_port: int = Field(8081, ge=1, le=65535, description="Flink's REST port")
@@ -58,7 +65,8 @@ class Settings(BaseSettings):
     page_host: str = Field("127.0.0.1", description="address that the page listens on")
     page_port: int = Field(8066, ge=1, le=65535, description="port that the page listens on")
     page_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("127.0.0.1", "localhost", "[::1]"), description="host names that the page answers to, with commas")
+        ("127.0.0.1", "localhost", "[::1]"), description="host names that the page answers to, with commas"
+    )
     page_public_url: str = Field("", description="address that others reach the page at; teaching then needs a token")
     feedback: bool = Field(True, description="whether the page may teach")
     feedback_rate: str = Field("10/second", description="taught samples allowed, on average")
@@ -76,21 +84,29 @@ class Settings(BaseSettings):
 
     def kafka_client(self) -> dict:
         """Return the connection arguments that every kafka-python client takes."""
-        arguments = {"bootstrap_servers": self.kafka_bootstrap_servers.split(","),
-                     "security_protocol": self.kafka_security_protocol}
+        arguments = {
+            "bootstrap_servers": self.kafka_bootstrap_servers.split(","),
+            "security_protocol": self.kafka_security_protocol,
+        }
         if self.kafka_security_protocol.endswith("SSL") and self.kafka_ssl_cafile:
             arguments["ssl_cafile"] = self.kafka_ssl_cafile
         if self.kafka_security_protocol.startswith("SASL"):
-            arguments |= {"sasl_mechanism": self.kafka_sasl_mechanism,
-                          "sasl_plain_username": self.kafka_sasl_username,
-                          "sasl_plain_password": self.kafka_sasl_password.get_secret_value()}
+            arguments |= {
+                "sasl_mechanism": self.kafka_sasl_mechanism,
+                "sasl_plain_username": self.kafka_sasl_username,
+                "sasl_plain_password": self.kafka_sasl_password.get_secret_value(),
+            }
         return arguments
 
     def redis_client(self) -> dict:
         """Return the connection arguments of ``redis.Redis``; values come back as bytes."""
-        arguments = {"host": self.redis_host, "port": self.redis_port, "db": self.redis_db,
-                     "username": self.redis_username or None,
-                     "password": self.redis_password.get_secret_value() or None}
+        arguments = {
+            "host": self.redis_host,
+            "port": self.redis_port,
+            "db": self.redis_db,
+            "username": self.redis_username or None,
+            "password": self.redis_password.get_secret_value() or None,
+        }
         if self.redis_tls:
             arguments |= {"ssl": True, "ssl_ca_certs": self.redis_ca_file or None}
         return arguments
@@ -104,9 +120,11 @@ class Settings(BaseSettings):
             try:
                 key = self.model_signing_key_file.read_bytes().strip()
             except OSError as error:
-                raise SettingsError(f"No signing key: MODEL_SIGNING_KEY is not set and {where} can't be read "
-                                    f"({error.strerror}). The first make run makes that file; elsewhere set "
-                                    "MODEL_SIGNING_KEY or MODEL_SIGNING_KEY_FILE.") from error
+                raise SettingsError(
+                    f"No signing key: MODEL_SIGNING_KEY is not set and {where} can't be read "
+                    f"({error.strerror}). The first make run makes that file; elsewhere set "
+                    "MODEL_SIGNING_KEY or MODEL_SIGNING_KEY_FILE."
+                ) from error
         if len(key) < 32:
             raise SettingsError(f"The signing key in {where} has {len(key)} characters; it needs at least 32.")
         return key
@@ -114,8 +132,11 @@ class Settings(BaseSettings):
     def public(self) -> dict:
         """Return what may travel with the Flink job: the settings given to this process that are no secrets."""
         fields = type(self).model_fields
-        return {name: str(value) if isinstance(value, Path) else value for name, value in self
-                if fields[name].annotation is not SecretStr}
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in self
+            if fields[name].annotation is not SecretStr
+        }
 
 
 class SettingsError(ValueError):
@@ -128,5 +149,6 @@ def settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        raise SettingsError("; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}"
-                                      for e in error.errors())) from None
+        raise SettingsError(
+            "; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
+        ) from None

@@ -83,4 +83,3 @@ class SourceLog:
                 raise SourceLogError(f"Kafka gave no records of {self.topic} partition {partition} from offset "
                                      f"{consumer.position(tp)} for {ANSWER_SECONDS} s.")  # fmt: skip
         return found[:limit]
-

@@ -13,7 +13,7 @@ import redis
 
 from learner import Learner, load_learner, new_learner
 from lease import LEASE_MS, Lease
-from messages import Parsed, load_format, prediction, reject
+from messages import Parsed, load_format, predictions, reject
 from model_store import ConflictError, IncompleteError, LeaseError, Meta, ModelStore, Stored, StoreError, new_model_id
 from settings import Settings
 from source_log import SourceLog
@@ -109,7 +109,7 @@ class Trainer:
             )
 
     def _new_meta(self, mark: Stored | None) -> Meta:
-        """Return the meta of a new model, whose recorded start is where the mark says, else the group, else the log's beginning."""
+        """Return the meta of a new model, starting where the mark says, else where the group is, else where the log begins."""
         meta = Meta(learner=self.settings.learner, topic_id=self.log.topic_id())
         old = mark.meta if mark else Meta()
         meta.model_id = new_model_id(max(old.model_id, self.meta.model_id))
@@ -228,22 +228,26 @@ class Trainer:
                 break
             start = records[-1][0] + 1
 
-    def _step(self, payloads: list[bytes | None], parsed: Parsed, partitions: np.ndarray, offsets: np.ndarray) -> Learned:
+    def _step(
+        self, payloads: list[bytes | None], parsed: Parsed, partitions: np.ndarray, offsets: np.ndarray
+    ) -> Learned:
         """Predict, score, learn and commit; raises ``ConflictError`` where the store is not what this task read last."""
         meta = deepcopy(self.meta)
-        fresh = offsets >= np.array([meta.progress.get(int(p), 0) for p in partitions])
+        found, places = np.unique(partitions, return_inverse=True)
+        fresh = offsets >= np.array([meta.progress.get(p, 0) for p in found.tolist()])[places]
         predicted = self.learner.predict(parsed.X) if len(parsed.X) else None
         version = meta.version if predicted is not None else None
         out = _outgoing(payloads, parsed, predicted, version, partitions, offsets, fresh)
         learn_now = fresh[parsed.good]
-        X, y = parsed.X[learn_now], parsed.y[learn_now]
+        all_new = bool(learn_now.all())  # nearly always: no copy is made
+        X, y = (parsed.X, parsed.y) if all_new else (parsed.X[learn_now], parsed.y[learn_now])
         reasons = [error.code for i, error in parsed.reasons.items() if fresh[i]]
         hits = np.empty(0, bool) if predicted is None else predicted[learn_now] == y
         learned = Learned(out, parsed.good, fresh, hits, y, reasons)
         if not fresh.any():
             return learned
         if predicted is not None:
-            sources = [source for source, now in zip(parsed.sources, learn_now, strict=True) if now]
+            sources = parsed.sources if all_new else [parsed.sources[i] for i in np.flatnonzero(learn_now)]
             meta.scores.add(y, predicted[learn_now], sources, self.format.classes)
         if len(y):
             self.learner.learn(X, y)
@@ -268,15 +272,14 @@ class Trainer:
 def _outgoing(payloads: list[bytes | None], parsed: Parsed, predicted: np.ndarray | None, version: int | None,
               partitions: np.ndarray, offsets: np.ndarray, fresh: np.ndarray) -> list[bytes]:  # fmt: skip
     """Return, per message, the JSON for the predict topic, or for the reject topic where it is bad."""
-    guesses = iter([None] * len(parsed.y) if predicted is None else predicted.tolist())
-    documents = iter(parsed.documents)
-    rows = zip(parsed.good.tolist(), partitions.tolist(), offsets.tolist(), fresh.tolist(), strict=True)
-    return [
-        prediction(next(documents), next(guesses), version, partition, offset, not new)
-        if good
-        else reject(payloads[i], str(parsed.reasons[i]), partition, offset)
-        for i, (good, partition, offset, new) in enumerate(rows)
-    ]
+    good = parsed.good
+    guesses = [None] * len(parsed.y) if predicted is None else predicted.tolist()
+    places = (values[good].tolist() for values in (partitions, offsets, ~fresh))
+    out = predictions(parsed.documents, guesses, version, *places)
+    # In the order of their places, so that those before stand where they belong already.
+    for i, error in sorted(parsed.reasons.items()):
+        out.insert(i, reject(payloads[i], str(error), int(partitions[i]), int(offsets[i])))
+    return out
 
 
 def _advance(meta: Meta, payloads: list[bytes | None], partitions: np.ndarray, offsets: np.ndarray, fresh: np.ndarray,
@@ -291,5 +294,3 @@ def _advance(meta: Meta, payloads: list[bytes | None], partitions: np.ndarray, o
         meta.progress[partition] = int(offsets[last]) + 1
         meta.starts.setdefault(partition, 0)
         meta.checksums[partition] = [int(offsets[last]), zlib.crc32(payloads[last] or b"")]
-
-

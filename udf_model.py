@@ -4,6 +4,7 @@ Flink gives no state to a Python ScalarFunction, so the model and its position i
 Redis; a message that Flink delivers again is predicted again and not learned again (trainer.py).
 """
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable
@@ -41,6 +42,7 @@ class OnlineLearner(ScalarFunction):
         self.trainer = Trainer(Settings(**self.settings), self.submission)
         self.trainer.open()
         self.metrics = Metrics(function_context.get_metric_group(), self.trainer)
+        gc.freeze()  # a batch makes thousands of small objects: the collector need not visit all libraries for them
 
     def close(self) -> None:
         """Give the lease back."""
@@ -84,8 +86,9 @@ class Metrics:
         """Count one batch."""
         self.sample_count.inc(len(learned.labels))
         self.window.append((time.monotonic(), len(learned.hits), int(learned.hits.sum())))
+        update = self.labels.update
         for label in learned.labels.tolist():
-            self.labels.update(label)
+            update(label)
         self.rejected.inc(len(learned.reasons))
         for code in learned.reasons:
             if code not in self.by_reason:

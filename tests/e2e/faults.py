@@ -88,7 +88,7 @@ class Trial:
         """Start the producer; each one numbers from a million of its own."""
         argv = [sys.executable, "-m", "tests.e2e.numbered_producer", str(self.sent_from), str(self.rate)]
         self.sent_from += 1_000_000
-        self.producer = subprocess.Popen(argv, cwd=HERE, env=self.stack.env)  # noqa: S603 - our own
+        self.producer = subprocess.Popen(argv, cwd=HERE, env=self.stack.env)
 
     def stop_producing(self) -> None:
         """SIGKILL the producer."""
@@ -169,7 +169,7 @@ class Trial:
 
     def admin(self, *command: str) -> str:
         """Run one of the project's commands to its end and return what it printed."""
-        done = subprocess.run([sys.executable, *command], cwd=HERE, env=self.stack.env, capture_output=True, text=True)  # noqa: S603
+        done = subprocess.run([sys.executable, *command], cwd=HERE, env=self.stack.env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

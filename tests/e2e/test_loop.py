@@ -18,7 +18,9 @@ X, Y = load_digits(return_X_y=True)
 
 def run(stack: Stack, *command: str) -> str:
     """Run one of the project's commands and return what it printed; fails where it fails."""
-    done = subprocess.run([sys.executable, *command], cwd=HERE, env=stack.env, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=HERE, env=stack.env, capture_output=True, text=True, timeout=180
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 

@@ -1,5 +1,3 @@
-# ruff: noqa: S603 - our own program
-
 """The producer's command against a real Kafka."""
 
 import re

@@ -34,7 +34,7 @@ def test_flink_starts_with_the_commands_of_the_compose_file(tmp_path):
         for service in ("jobmanager", "taskmanager"):
             with (tmp_path / f"{service}.out").open("wb") as out:
                 started.append(
-                    subprocess.Popen(  # noqa: S603 - Flink's own scripts
+                    subprocess.Popen(
                         command(service), cwd=HERE, env=environment, stdout=out, stderr=out, start_new_session=True
                     )
                 )

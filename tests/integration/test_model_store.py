@@ -48,7 +48,9 @@ def test_a_plain_client_unpickles_what_was_committed(store):
 
 def test_what_was_committed_is_read_again_to_the_bit(store):
     scores = Scores(3, 2, "101", [[1, 2]], {"page": [1, 1]})
-    given = meta(samples=3, rejected=2, rejected_by_reason={"empty": 2}, scores=scores, checksums={0: [4, 77]}, topic_id="t")
+    given = meta(
+        samples=3, rejected=2, rejected_by_reason={"empty": 2}, scores=scores, checksums={0: [4, 77]}, topic_id="t"
+    )
     store.commit(None, given, MODEL, b"state")
     stored = store.read(with_state=True)
     assert (stored.model, stored.state, stored.meta) == (MODEL, b"state", given)
@@ -140,7 +142,9 @@ def test_a_changed_model_is_not_opened(store):
         store.read()
 
 
-@pytest.mark.parametrize(("name", "value"), [("samples", "7"), ("progress", '{"0":9}'), ("model_id", "z"), ("extra", "1")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("samples", "7"), ("progress", '{"0":9}'), ("model_id", "z"), ("extra", "1")]
+)
 def test_a_changed_field_is_noticed(store, name, value):
     store.commit(None, meta(), MODEL, b"")
     store.redis.hset(store.keys[1], name, value)

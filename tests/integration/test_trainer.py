@@ -315,7 +315,9 @@ def test_samples_that_retention_deleted_unread_stop_the_running_job_with_a_sente
     task = tasks()
     feed(task, 0, 20)
     delete_records(loop, 60)
-    with pytest.raises(StopJob, match=r"begins at offset 60, but the next sample to learn is 20: retention has deleted 40"):
+    with pytest.raises(
+        StopJob, match=r"begins at offset 60, but the next sample to learn is 20: retention has deleted 40"
+    ):
         feed(task, 60, 100)
     assert task.store.read().meta.progress == {0: 20}
 
@@ -492,5 +494,3 @@ def test_a_wrong_redis_password_stops_the_job_with_a_sentence(loop, tasks):
     wrong = loop.settings.model_copy(update={"redis_password": type(loop.settings.redis_password)("wrong")})
     with pytest.raises(StopJob, match="refuses the password"):
         tasks(settings=wrong)
-
-

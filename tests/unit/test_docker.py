@@ -3,8 +3,6 @@
 There is no Docker here: what can run without it (the shell commands, Redis's configuration) is run.
 """
 
-# ruff: noqa: S603, S607 - the programs are our own files and sh
-
 import ast
 import importlib
 import os

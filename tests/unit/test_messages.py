@@ -125,7 +125,9 @@ mutated_messages = st.fixed_dictionaries(
 ).map(lambda message: json.dumps(message).encode())
 spliced = st.tuples(st.binary(max_size=6), st.integers(0, len(GOOD))).map(lambda t: GOOD[: t[1]] + t[0] + GOOD[t[1] :])
 cut = st.tuples(st.integers(0, len(GOOD)), st.integers(0, 4)).map(lambda t: GOOD[: t[0]] + GOOD[t[0] + t[1] :])
-payloads = st.sampled_from([GOOD, GOOD, GOOD + b"\n", b"", None, GOOD + GOOD, b" " + GOOD]) | mutated_messages | spliced | cut
+payloads = (
+    st.sampled_from([GOOD, GOOD, GOOD + b"\n", b"", None, GOOD + GOOD, b" " + GOOD]) | mutated_messages | spliced | cut
+)
 
 
 @given(st.lists(payloads, max_size=12))
@@ -185,7 +187,11 @@ def test_the_largest_good_sample_still_fits_where_it_goes_out():
 
 def test_a_format_of_fractions_takes_whole_and_broken_numbers():
     wine = Format(n_features=3, low=0, high=2000, n_classes=3, whole=False)
-    batch = [wine.sample([1, 2.5, 3], 2), b'{"ts":"a","x":[1,NaN,2],"actual_y":1}', b'{"ts":"a","x":[1,2,3],"actual_y":1}']
+    batch = [
+        wine.sample([1, 2.5, 3], 2),
+        b'{"ts":"a","x":[1,NaN,2],"actual_y":1}',
+        b'{"ts":"a","x":[1,2,3],"actual_y":1}',
+    ]
     parsed = wine.parse(batch)
     assert parsed.good.tolist() == [True, False, True]
     assert parsed.X.tolist() == [[1, 2.5, 3], [1, 2, 3]]
