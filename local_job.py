@@ -64,20 +64,14 @@ class Job:
 
     def _look_at_failure(self, state: str) -> None:
         history = local_parts.rest(self.settings, f"/jobs/{self.id}/exceptions")["exceptionHistory"]["entries"]
-        trace = history[0]["stacktrace"] if history else ""
-        stop = re.search(r"StopJob: (.+)", trace)
-        if stop:
-            self.problem = stop.group(1)
-        elif state == "FAILED":
-            self.problem, self.wanted = (
-                f"failed, as Flink's page says; log: {self.log.with_name('taskmanager.log')}",
-                True,
-            )
-            if self.untried:  # it never ran: a restore point that does not fit the job
-                (self.untried / "_metadata").rename(self.untried / "_metadata.unusable")
-                self.problem = f"could not start from {self.untried.name}, which is left aside"
-        else:
-            self.problem = "starting" if state == "RUNNING" else state.lower()
+        why = reason(history[0]["stacktrace"]) if history else ""
+        self.problem = ": ".join(filter(None, ["starting" if state == "RUNNING" else state.lower(), why]))
+        if state != "FAILED" or STOP in why:
+            return
+        self.wanted = True
+        if self.untried and (self.untried / "_metadata").exists():  # it never ran: a restore point that does not fit
+            (self.untried / "_metadata").rename(self.untried / "_metadata.unusable")
+            self.problem = f"could not start from {self.untried.name}, which is left aside: {why}"
 
     def stop(self, hurry: threading.Event) -> Path | None:
         """Stop the job with a savepoint and return it; None where it does not run or no savepoint comes about."""
