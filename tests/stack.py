@@ -7,6 +7,8 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +74,7 @@ class Stack:
         }
         self.settings = Settings(**self.given)
         self.parts: dict[str, Part] = {}
+        self.guard: subprocess.Popen | None = None
 
     @property
     def env(self) -> dict[str, str]:
@@ -90,7 +93,7 @@ class Stack:
             | overrides
         )
         view.settings = Settings(**view.given)
-        view.parts = self.parts
+        view.parts, view.guard = self.parts, self.guard
         if "kafka" in self.parts:
             local_parts.create_topics(view.settings, partitions)
         return view
@@ -99,6 +102,7 @@ class Stack:
 
     def start(self, *names: str) -> "Stack":
         """Start those of the parts that do not run, and wait until each answers."""
+        self.guard = self.guard or guard(self.settings.run_dir)
         local_parts.get_java_parts()
         local_parts.make_signing_key(self.settings)
         local_parts.write_flink_launcher()
@@ -138,6 +142,9 @@ class Stack:
         """End every part at once."""
         for part in self.parts.values():
             part.kill()
+        if self.guard and self.guard.stdin:
+            self.guard.stdin.close()
+            self.guard.wait()
 
     # --- the job ---
 
@@ -190,6 +197,12 @@ class Stack:
         """Return the folder of the job's newest completed checkpoint."""
         done = (self.settings.run_dir / "checkpoints" / job).glob("chk-*/_metadata")
         return max(done, key=lambda path: path.stat().st_mtime).parent
+
+
+def guard(run_dir: Path) -> subprocess.Popen:
+    """Start a process that ends the parts of this run folder when the test session dies without a chance to."""
+    code = f"import sys, pathlib, local_process as p; sys.stdin.read(); p.end_leftovers(pathlib.Path({str(run_dir)!r}))"
+    return subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def make_stack(run_dir: Path, **overrides: Any) -> contextlib.closing[Stack]:

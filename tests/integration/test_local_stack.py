@@ -16,7 +16,7 @@ from kafka.errors import MessageSizeTooLargeError
 from local_parts import MESSAGE_BYTES, get_jar, write_flink_launcher
 from local_process import StackError
 from settings import HERE
-from tests.stack import make_stack
+from tests.stack import make_stack, until
 
 PASSWORD = 'a "quoted" \\ pässword $HOME #1'
 
@@ -102,3 +102,15 @@ def test_the_lock_files_are_those_of_their_jgo_toml():
         locked = LockFile.load(spec.with_name("jgo.lock.toml"))
         assert locked.spec_hash == compute_spec_hash(spec)
         assert all(entry.sha256 for entry in locked.dependencies)
+
+
+def test_a_test_session_that_is_killed_leaves_nothing_running(tmp_path):
+    code = (
+        "import os, pathlib, sys; from tests.stack import Stack; Stack(pathlib.Path(sys.argv[1])).start('redis');"
+        "print((pathlib.Path(sys.argv[1]) / 'pids' / 'redis').read_text().split()[0], flush=True); os.kill(os.getpid(), 9)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=HERE, capture_output=True, text=True, check=False
+    )
+    server = int(out.stdout)
+    until(lambda: not psutil.pid_exists(server) or psutil.Process(server).status() == psutil.STATUS_ZOMBIE, 20)
