@@ -1,0 +1,205 @@
+"""The operator's days: a full training once, then each day a fine-tune, a gate and one publication.
+
+Each command reads only what was published before and the day's file, so that a day can be run again, by hand or by
+a scheduler, and gives the same folder.
+"""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from forecast import store, v5
+from forecast.features import Examples, Features
+from forecast.series import KEYS, BadInput, Series, build, clean, key_rows, load, read_table
+from settings import settings
+
+STEPS, BATCH, RATE, REPLAY = 24, 1024, 2e-4, 0.75
+HELD_OUT = 5  # one key-day in this many is not fine-tuned on: the gate's slice
+GATE_DAYS = 14
+WINDOW = 1096  # days of history that are carried from day to day
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the data come from and where the results go, under the run folder."""
+
+    root: Path
+
+    @property
+    def history(self) -> Path:
+        """Everything up to the first day."""
+        return self.root / "log" / "history.parquet"
+
+    @property
+    def operator(self) -> Path:
+        """The regions' time zones: ``{"zones": {"r000": "America/New_York"}}``."""
+        return self.root / "log" / "operator.json"
+
+    @property
+    def outages(self) -> Path:
+        """The ad servers' outages: ``region``, ``from``, ``to``."""
+        return self.root / "log" / "outages.parquet"
+
+    @property
+    def published(self) -> Path:
+        """What the optimiser reads."""
+        return self.root / "published"
+
+    def day(self, day: date) -> Path:
+        """Return the file of one day."""
+        return self.root / "log" / f"day={day.isoformat()}.parquet"
+
+    def zones(self) -> dict[str, str]:
+        """Return the time zone of each region."""
+        return json.loads(self.operator.read_bytes())["zones"]
+
+
+def folders() -> Folders:
+    """Return the folders of this installation."""
+    return Folders(settings().run_dir / "forecast")
+
+
+def initialise(where: Folders, seed: int = 0) -> store.Published:
+    """Train on the whole history, forecast and publish."""
+    began = time.perf_counter()
+    series = trimmed(load(where.history, where.zones(), outages_of(where)))
+    features = Features(series)
+    model = v5.cold_start(features, seed)
+    forecast = model.forecast(features, series.days)
+    facts = {
+        "parent": None,
+        "kept": False,
+        "held_out_error": None,
+        "rejects": series.rejects,
+        "seed": seed,
+        "vocabulary": dataclasses.asdict(model.vocabulary),
+    }
+    published = store.publish(where.published, series, model.weights(), forecast, facts)
+    print(f"initialised with {len(series.keys)} keys to {published.as_of} in {time.perf_counter() - began:.1f} s")
+    return published
+
+
+def next_day(where: Folders) -> date:
+    """Return the day after the newest published one; raises ``BadInput`` before the first."""
+    newest = store.current(where.published)
+    if newest is None:
+        raise BadInput("Nothing is published yet; run initialise first.")
+    return newest.as_of + timedelta(days=1)
+
+
+def trimmed(series: Series) -> Series:
+    """Return the series' last days."""
+    drop = max(series.days - WINDOW, 0)
+    return dataclasses.replace(
+        series,
+        start=series.start + timedelta(days=drop),
+        counts=series.counts[:, drop:],
+        observed=series.observed[:, drop:],
+    )
+
+
+def update(where: Folders, day: date, lost: bool = False) -> store.Published:
+    """Learn one day, forecast the 90 after it and publish; lost says that no file of that day will ever come.
+
+    Raises ``BadInput`` where the day before was not published or the day's file is missing.
+    """
+    parent = store.of_day(where.published, day - timedelta(days=1))
+    if parent is None:
+        newest = store.current(where.published)
+        raise BadInput(
+            f"{day} can't be learned: nothing was published for the day before it"
+            + (f"; the newest is {newest.as_of}." if newest else "; run initialise first.")
+        )
+    series = parent.series() if lost else appended(where, parent.series(), day)
+    series = trimmed(with_lost_day(series) if lost else series)
+    features = Features(series)
+    names = {name: tuple(values) for name, values in parent.manifest["vocabulary"].items()}
+    arrays = parent.arrays("model")
+    model = v5.V5.stored(v5.Vocabulary(**names), [arrays[name] for name in sorted(arrays)], day.toordinal())
+    kept, error = (True, None) if lost else fine_tune(model, features, seed=day.toordinal())
+    facts = {
+        "parent": parent.folder.name,
+        "kept": kept,
+        "held_out_error": error,
+        "rejects": series.rejects,
+        "seed": parent.manifest["seed"],
+        "vocabulary": parent.manifest["vocabulary"],
+    }
+    return store.publish(where.published, series, model.weights(), model.forecast(features, series.days), facts)
+
+
+def with_lost_day(series: Series) -> Series:
+    """Return the series with one more day, of which nothing was observed."""
+    gap = np.zeros((len(series.keys), 1, 24))
+    return dataclasses.replace(
+        series,
+        counts=np.concatenate([series.counts, gap.astype(np.float32)], axis=1),
+        observed=np.concatenate([series.observed, gap.astype(bool)], axis=1),
+    )
+
+
+def appended(where: Folders, series: Series, day: date) -> Series:
+    """Return the series with one more day from its file: new stations of known regions join, others are rejected."""
+    path = where.day(day)
+    if not path.exists():
+        raise BadInput(f"{path} is missing; bring it, or say with --lost that {day} was never recorded.")
+    table, rejects = clean(read_table(path))
+    zones = where.zones()
+    homeless = ~table["region"].isin(list(zones)).to_numpy()
+    if homeless.any():
+        rejects["region without a time zone"] = int(homeless.sum())
+    table = table[~homeless]
+    fresh = table.loc[key_rows(series.keys, table) < 0, KEYS].drop_duplicates() if len(table) else table[KEYS]
+    keys = pd.concat([series.keys[KEYS], fresh.astype(str)]).sort_values(KEYS).reset_index(drop=True)
+    keys["zone"] = keys["region"].map(zones)
+    today = build(keys, table, outages_of(where), rejects, day)
+    place = key_rows(keys, series.keys)
+    counts, observed = (
+        np.zeros((len(keys), series.days + 1, 24), np.float32),
+        np.ones((len(keys), series.days + 1, 24), bool),
+    )
+    counts[place, :-1], observed[place, :-1] = series.counts, series.observed
+    counts[:, -1:], observed[:, -1:] = today.counts, today.observed
+    return Series(keys, series.start, counts, observed, today.rejects)
+
+
+def outages_of(where: Folders) -> pd.DataFrame | None:
+    """Return the known outages."""
+    return pd.read_parquet(where.outages) if where.outages.exists() else None
+
+
+def fine_tune(model: v5.V5, features: Features, seed: int) -> tuple[bool, float]:
+    """Train on the last day and a replay of old ones; returns whether the old weights were kept, and the error.
+
+    One key-day in five is held out of the fine-tune; where the new weights do worse on those of the last two weeks
+    than the old ones, the old ones stay.
+    """
+    last = features.days - 1
+    slice_ = held_out(features.examples(max(last - GATE_DAYS + 1, v5.FIRST), last + 1, seed=0, copies=2), True)
+    before, old = model.error(features, slice_), model.weights()
+    rng = np.random.default_rng(seed)
+    new = held_out(features.examples(last, last + 1, seed, copies=64), False)
+    n_new = min(round(STEPS * BATCH * (1 - REPLAY)), len(new.key))
+    n_old = STEPS * BATCH - n_new
+    replay = held_out(features.sample(v5.FIRST, last, round(n_old * 1.5), seed), False)
+    examples = new.take(rng.permutation(len(new.key))[:n_new]).joined(
+        replay.take(rng.permutation(len(replay.key))[:n_old])
+    )
+    model.learn(features, examples, epochs=1, batch=BATCH, rate=RATE)
+    after = model.error(features, slice_)
+    kept = not after <= before  # so that an error that is no number keeps the old ones too
+    if kept:
+        model.set_weights(old)
+    return kept, before if kept else after
+
+
+def held_out(examples: Examples, wanted: bool) -> Examples:
+    """Return the examples that belong, or don't, to the gate's slice."""
+    chosen = (examples.key * 7 + examples.day_number * 3) % HELD_OUT == 0
+    return examples.take(np.flatnonzero(chosen == wanted))
