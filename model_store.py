@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from importlib.metadata import version
 from typing import Any
+from typing import TypeVar
 
 import orjson
 import redis
@@ -29,6 +30,7 @@ from settings import Settings, SettingsError
 RETRY_SECONDS = 20  # how long a batch waits for Redis before the task fails to Flink's restart strategy
 STATE_PAGE = 4096  # bytes; a commit writes only the pages of the state that changed
 LIBRARIES = ("scikit-learn", "numpy")
+T = TypeVar("T")
 ID_TIME = "%Y%m%dT%H%M%S.%fZ"
 
 # The first write is one that Redis refuses when it is out of memory or read-only: all of this happens, or nothing.
@@ -287,14 +289,15 @@ class ModelStore:
         had_model, had_state = (int(bool(before.model)), len(before.state)) if before else (0, 0)
         arguments = [expected, meta.commit_id, submission, lease_ms, self.channel, had_model, had_state, len(flat),
                      int(changed), model if changed else b"", len(state), *flat, *patches]  # fmt: skip
-        answer = self._patiently(lambda: self._commit(keys=self.keys, args=arguments))
+        answer = self.patiently(lambda: self._commit(keys=self.keys, args=arguments))
         if answer == b"conflict":
             raise ConflictError("The model in Redis is not the one that this task read last.")
         if answer == b"lease":
             raise LeaseError("Another submission of this job has taken over the model; this one ends.")
         return Stored(model, meta, state)
 
-    def _patiently(self, call: Callable[[], bytes]) -> bytes:
+    def patiently(self, call: Callable[[], T]) -> T:
+        """Return what the call returns, asking again while Redis is away; raises ``AwayError`` after a while."""
         retrying = Retrying(retry=retry_if_exception(is_away), wait=wait_exponential(multiplier=0.05, max=1),
                             stop=stop_after_delay(RETRY_SECONDS), reraise=True)  # fmt: skip
         try:

@@ -60,7 +60,7 @@ class Trainer:
     def open(self) -> None:
         """Take the lease, load the model and check that stream and model fit; raises ``StopJob`` where they do not."""
         try:
-            self.lease.take()
+            self.store.patiently(self.lease.take)  # while Redis is away, a restart now and then is enough
             self.lease.keep()
             self._load()
             self._check_topic()
