@@ -5,17 +5,16 @@ flink run -m localhost:8081 -py online_learning.py
 
 import sys
 from importlib import import_module
-from itertools import chain
 from pathlib import Path
 
 import redis
-from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError
 from pyflink.common import Configuration
 from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
 from lease import STARTING_MS, Lease, new_submission
+from leftovers import end_leftovers
 from model_store import ModelStore, StoreError
 from settings import Settings, SettingsError, settings
 from udf_model import online_learner
@@ -85,7 +84,7 @@ def main() -> None:
     lease.take(STARTING_MS)
     try:
         if not _resumes(env):
-            abort_leftover_transactions(config)
+            end_leftovers(config)
         table_env = StreamTableEnvironment.create(env)
         _add_python_files(table_env, config)
         build(table_env, config, lease.submission)
@@ -132,21 +131,6 @@ def kafka_properties(config: Settings) -> dict[str, str]:
             'password="${env:KAFKA_SASL_PASSWORD}";',
         }
     return properties
-
-
-def abort_leftover_transactions(config: Settings) -> None:
-    """Abort what a dead submission left open in the output topics: readers of committed messages wait for it."""
-    admin = KafkaAdminClient(**config.kafka_client())
-    try:
-        found = admin.list_transactions(state_filters=["Ongoing"])
-    finally:
-        admin.close()
-    prefixes = (f"{config.predict_topic}-", f"{config.reject_topic}-")
-    for transaction in chain.from_iterable(found.values()):
-        if transaction.transactional_id.startswith(prefixes):
-            producer = KafkaProducer(**config.kafka_client(), transactional_id=transaction.transactional_id)
-            producer.init_transactions()
-            producer.close()
 
 
 def _options(config: Settings) -> Configuration:
