@@ -16,8 +16,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from importlib.metadata import version
-from typing import Any
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 import redis
