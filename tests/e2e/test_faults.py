@@ -1,0 +1,32 @@
+"""Whatever dies, each message is learned once and predicted once; ``make faults`` does the same with fifty faults."""
+
+import random
+
+import pytest
+
+from tests.e2e.faults import FAULTS, strike, trial
+
+SEED = random.SystemRandom().randrange(1 << 31)
+
+
+def test_after_every_kind_of_fault_each_message_was_learned_once_and_the_page_never_went_back(parts):
+    print(f"seed {SEED}")
+    names = list(FAULTS)
+    random.Random(SEED).shuffle(names)  # noqa: S311 - draws faults
+    with trial(parts, SEED) as running:
+        for name in names:
+            print(f"{name}: {strike(running, name):.1f} s")
+        messages, lost, twice = running.prove()
+    assert messages > 1000
+    assert (lost, twice) == (0, 0)
+    assert running.proof.compared > 100, "models were compared bit for bit"
+
+
+@pytest.mark.parametrize("name", ["kill_worker", "roll_redis_back_under_the_job", "lose_the_answer_to_a_commit"])
+def test_the_default_learner_and_its_memory_come_back_bit_for_bit(parts, name):
+    with trial(parts, SEED, rate=50, learner="default") as running:
+        strike(running, name)
+        messages, lost, twice = running.prove()
+    assert messages > 100
+    assert (lost, twice) == (0, 0)
+    assert running.proof.compared > 10
