@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PROJECT = $(PYTHON) bootstrap.py
 
-.PHONY: run test clean
+.PHONY: run test faults clean
 
 run: ## start everything, until Ctrl-C
 	@$(PROJECT) local_stack.py run
@@ -12,6 +12,9 @@ test: ## lint, types and every test
 	@$(PROJECT) --dev -m ruff format --check .
 	@$(PROJECT) --dev -m mypy .
 	@$(PROJECT) --dev -m pytest
+
+faults: ## fifty faults over 100,000 samples: what was lost, what was learned twice
+	@$(PROJECT) --dev -m benchmarks.faults $(FAULTS)
 
 clean: ## forget everything that was made and learned
 	@if [ -x .local/venv/bin/python ]; then .local/venv/bin/python local_stack.py clean; fi
