@@ -16,6 +16,17 @@ test: ## lint, types and every test
 faults: ## fifty faults over 100,000 samples: what was lost, what was learned twice
 	@$(PROJECT) --dev -m benchmarks.faults $(FAULTS)
 
+bench-page: ## load on the page of a running make run: 100 requests/s for a minute
+	@$(PROJECT) --dev -m pip --disable-pip-version-check -q install -r requirements-bench.txt
+	@$(PROJECT) -m locust -f benchmarks/page_load.py --headless --only-summary -u 10 -r 10 -t 60s
+
+bench-drawings: ## how many drawings of the benchmark's own stroke set are read right, before and after teaching
+	@$(PROJECT) --dev -m pip --disable-pip-version-check -q install -r requirements-bench.txt
+	@$(PROJECT) -m benchmarks.drawings
+
+fuzz-page: ## 10,000 fuzzed bodies at the page
+	@FUZZED_BODIES=10000 $(PROJECT) --dev -m pytest -s -k fuzzed tests/integration/test_server.py
+
 clean: ## forget everything that was made and learned
 	@if [ -x .local/venv/bin/python ]; then .local/venv/bin/python local_stack.py clean; fi
 	@rm -rf .local

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from flask import Flask, Request, Response, request
 from flask_limiter import Limiter
 from limits import parse
-from werkzeug.exceptions import Forbidden
+from werkzeug.exceptions import Forbidden, RequestEntityTooLarge
 
 from settings import Settings
 
@@ -37,6 +37,9 @@ def guard(app: Flask, settings: Settings) -> Limiter:
         _check_host(request, hosts)
         if request.method not in ("GET", "HEAD"):
             _check_origin(request, f"{public.scheme}://{public.netloc}".lower() if public.hostname else "")
+
+        if request.content_length is None and len(request.get_data()) >= app.config["MAX_CONTENT_LENGTH"]:
+            raise RequestEntityTooLarge  # a body without a length was cut off at the limit, without a word
 
     @app.after_request
     def _harden(response: Response) -> Response:

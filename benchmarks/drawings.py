@@ -12,6 +12,7 @@ from functools import lru_cache
 from importlib.metadata import files
 from pathlib import Path
 
+import click
 import numpy as np
 from HersheyFonts import HersheyFonts
 from matplotlib import get_data_path
@@ -20,12 +21,15 @@ from matplotlib.textpath import TextPath
 from scipy.ndimage import convolve, gaussian_filter1d
 from skimage.draw import polygon2mask
 from skimage.morphology import skeletonize
+from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 from drawing import features
+from learner import Learner, new_learner
+from messages import DIGITS
+from settings import settings
 
 FONT_PACKAGES = (
-    "font-amatic-sc",
     "font-intuitive",
     "font-source-sans-pro",
     "font-roboto",
@@ -35,6 +39,7 @@ FONT_PACKAGES = (
 )
 MATPLOTLIB_FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral", "cmr10", "cmtt10")
 HERSHEY_FONTS = ("futural", "rowmans", "scripts", "cursive")
+PENS = 20  # people who write digits as MOVEMENTS describes
 AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))  # straight steps first
 
 # Pen movements, as (x, y) points in a box 100 high, y down; strokes are parted by "/", a curve runs through the points.
@@ -154,8 +159,9 @@ def all_hands() -> dict[str, list[Shape]]:
         hands[f"{name} skeleton"] = [_skeleton(shape) for shape in outlines]
     for name in HERSHEY_FONTS:
         hands[f"hershey-{name} strokes"] = [_hershey(name, digit) for digit in range(10)]
-    for k in range(max(map(len, MOVEMENTS.values()))):
-        hands[f"pen-{k} movement"] = [_movement(d, ways[k % len(ways)]) for d, ways in MOVEMENTS.items()]
+    for k in range(PENS):
+        rng = np.random.default_rng(k)  # a person has a way of their own for each digit
+        hands[f"pen-{k} movement"] = [_movement(d, str(rng.choice(ways))) for d, ways in MOVEMENTS.items()]
     return hands
 
 
@@ -278,3 +284,47 @@ def _stroke(line: np.ndarray, canvas: int, pen: float, rng: np.random.Generator)
         f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" fill="none" stroke="#000" '
         f'stroke-width="{pen:.1f}" stroke-linecap="round" stroke-linejoin="round"/>'
     )
+
+
+def accuracy_before_and_after(n: int, taught: int, batch: int, seed: int) -> dict[str, float]:
+    """Return shares right at first sight: of a model trained on the data set only, while taught, and after.
+
+    The drawings of one half of the hands are taught, ``taught`` of them; those of the other half are never learned.
+    """
+    X, y, hand = stroke_set(n, seed)
+    mine = split_by_hand(hand, seed=seed)
+    kinds = np.array([name.partition(" ")[2] for name in all_hands()])[hand]
+    learner = new_learner(settings().learner, DIGITS.classes, DIGITS.n_features)
+    digits, labels = load_digits(return_X_y=True)
+    for start in range(0, len(digits), batch):
+        learner.learn(digits[start : start + batch], labels[start : start + batch])
+    found = {"before, all": right(learner, X, y)}
+    found |= {f"before, {kind}": right(learner, X[kinds == kind], y[kinds == kind]) for kind in dict.fromkeys(kinds)}
+    found["before, hands not taught"] = right(learner, X[~mine], y[~mine])
+    at_first_sight: list[bool] = []
+    for start in range(0, taught, batch):
+        some = np.flatnonzero(mine)[start : start + batch]
+        at_first_sight += (learner.predict(X[some].astype(float)) == y[some]).tolist()
+        learner.learn(X[some].astype(float), y[some])
+    found[f"the last 500 of {len(at_first_sight)} taught, at first sight"] = float(np.mean(at_first_sight[-500:]))
+    return found | {"after, hands not taught": right(learner, X[~mine], y[~mine])}
+
+
+def right(learner: Learner, X: np.ndarray, y: np.ndarray) -> float:
+    """Return the share that the learner predicts right."""
+    return float(np.mean(learner.predict(X.astype(float)) == y))
+
+
+@click.command(help=__doc__)
+@click.option("--count", default=6_000, show_default=True, help="Drawings to make.")
+@click.option("--taught", default=2_000, show_default=True, help="How many of them to teach.")
+@click.option("--batch", default=10, show_default=True, help="Samples per mini-batch.")
+@click.option("--seed", default=0, show_default=True)
+def main(count: int, taught: int, batch: int, seed: int) -> None:
+    """Print how many drawings are read right before and after teaching."""
+    for name, share in accuracy_before_and_after(count, taught, batch, seed).items():
+        click.echo(f"{name}: {share:.3f}")
+
+
+if __name__ == "__main__":
+    main()
