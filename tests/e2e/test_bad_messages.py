@@ -75,9 +75,11 @@ def judged(stack: Stack, samples: int, rejected: int, seconds: float = 180) -> S
     """Return what is stored once so many samples are learned and so many messages rejected, and not one more."""
     store = ModelStore(stack.settings)
 
-    def there() -> Stored | None:
+    def there() -> Stored:
         stored = store.read()
-        return stored if stored and stored.meta.samples + stored.meta.rejected >= samples + rejected else None
+        assert stored
+        assert stored.meta.samples + stored.meta.rejected >= samples + rejected
+        return stored
 
     stored = until(there, seconds, f"{samples} samples and {rejected} rejects")
     assert (stored.meta.samples, stored.meta.rejected) == (samples, rejected)
@@ -87,9 +89,10 @@ def judged(stack: Stack, samples: int, rejected: int, seconds: float = 180) -> S
 def rejects(stack: Stack, wanted: int) -> list[dict]:
     """Return the committed rejects, once there are so many."""
 
-    def there() -> list[dict] | None:
+    def there() -> list[dict]:
         found = list(read_committed(stack.settings, stack.settings.reject_topic).values())
-        return [orjson.loads(value or b"") for value in found] if len(found) >= wanted else None
+        assert len(found) >= wanted
+        return [orjson.loads(value or b"") for value in found]
 
     return until(there, 90, f"{wanted} rejects")
 
@@ -101,9 +104,9 @@ def counters(stack: Stack, job: str) -> dict[str, int]:
         m["id"]
         for m in stack.rest(f"/jobs/{job}/vertices/{vertex}/subtasks/metrics")
         if "online_ml.rejected_" in m["id"]
-    ]  # type: ignore[index]
+    ]
     answer = stack.rest(f"/jobs/{job}/vertices/{vertex}/subtasks/metrics?get={','.join(names)}")
-    return {m["id"].rpartition("rejected_")[2]: int(m["sum"]) for m in answer}  # type: ignore[index]
+    return {m["id"].rpartition("rejected_")[2]: int(m["sum"]) for m in answer}
 
 
 @pytest.fixture

@@ -35,9 +35,11 @@ def learned(stack: Stack, samples: int) -> Stored:
     """Return what is stored once so many samples are learned."""
     store = ModelStore(stack.settings)
 
-    def there() -> Stored | None:
+    def there() -> Stored:
         stored = store.read()
-        return stored if stored and stored.meta.samples >= samples else None
+        assert stored
+        assert stored.meta.samples >= samples
+        return stored
 
     return until(there, 180, f"{samples} samples learned")
 
@@ -188,9 +190,9 @@ def test_what_is_unsigned_altered_of_another_key_or_swapped_is_opened_neither_by
             seen = len(failures(stack, job))
             kill_workers(stack)
             sentence = "holds an unsigned model" if name == "unsigned" else "is not signed with this installation's key"
-            until(lambda seen=seen, text=sentence: any(text in f for f in failures(stack, job)[seen:]), 120, name)
+            said_anew(stack, job, seen, sentence)
             status, answer = page.post("/predict", imgStr=drawing(3))
-            assert (status, answer["version" if "version" in answer else "model_version"]) == (
+            assert (status, answer["model_version"]) == (
                 201,
                 good.meta.version,
             ), name
@@ -206,6 +208,11 @@ def failures(stack: Stack, job: str) -> list[str]:
     """Return what failed the job so far, oldest first."""
     entries = stack.rest(f"/jobs/{job}/exceptions?maxExceptions=1000")["exceptionHistory"]["entries"]
     return [entry["stacktrace"] for entry in reversed(entries)]
+
+
+def said_anew(stack: Stack, job: str, seen: int, sentence: str) -> None:
+    """Return when a failure after the first ``seen`` ones says this sentence."""
+    until(lambda: any(sentence in text for text in failures(stack, job)[seen:]), 120, sentence)
 
 
 def kill_workers(stack: Stack) -> None:
