@@ -19,6 +19,7 @@ import pytest
 from local_job import restore_points
 from local_parts import VENV_BIN, environment
 from local_process import port_is_free
+from model_store import ModelStore
 from settings import HERE
 from tests.stack import Stack, until
 
@@ -50,12 +51,15 @@ class MakeRun:
         return self.out.read_text(errors="replace")
 
     def samples(self) -> int:
-        """Return the samples learned by the newest line; 0 before any."""
-        found = re.findall(r"^([\d,]+) samples learned", self.said(), re.MULTILINE)
-        return int(found[-1].replace(",", "")) if found else 0
+        """Return the samples learned by the model in Redis."""
+        stored = ModelStore(self.settings).read()
+        return stored.meta.samples if stored else 0
 
-    def learns(self, more_than: int = 0) -> None:
-        until(lambda: self.samples() > more_than, UP, f"make run learns more than {more_than} samples")
+    def learns(self, more: int = 200) -> None:
+        """Return when so many more samples are learned than at the first answer, and the line says that all is well."""
+        before = until(lambda: [self.samples()], UP)[0]
+        until(lambda: self.samples() >= before + more, UP, f"make run learns {more} samples more")
+        until(lambda: re.search(r"rejected$", self.said().strip()), UP, "all is well")
 
     def press_ctrl_c(self) -> int:
         """Send what a terminal sends to all of the foreground, and return the exit code."""
@@ -110,7 +114,6 @@ def get(run: MakeRun, path: str) -> dict:
 
 
 def test_make_run_learns_and_says_where_everything_is(up):
-    up.learns(up.samples())
     said = up.said()
     for address in (f"http://127.0.0.1:{up.settings.page_port}", f"http://127.0.0.1:{up.settings.flink_port}",
                     up.settings.kafka_bootstrap_servers, f"127.0.0.1:{up.settings.redis_port}"):  # fmt: skip
@@ -136,55 +139,52 @@ def test_a_second_make_run_beside_the_first_is_one_sentence(up):
 
 @pytest.mark.parametrize("name", ["taskmanager", "jobmanager", "kafka", "redis", "producer", "page"])
 def test_a_part_that_is_killed_comes_back_and_the_loop_goes_on(up, name):
-    before = up.part(name)
+    before, said = up.part(name), len(up.said())
     before.kill()
     until(lambda: up.part(name).pid != before.pid and up.part(name).is_running(), UP, f"{name} is back")
-    assert re.search(rf"{name}.* died, starting it again; log: .*\.log", up.said(), re.IGNORECASE)
-    up.learns(up.samples())
+    up.learns()
+    assert re.search(rf"{name}.* died, starting it again; log: .*\.log", up.said()[said:], re.IGNORECASE)
     until(lambda: get(up, "/healthz")["success"], UP, "the page is healthy")
 
 
 def test_a_part_that_hangs_is_told_on_the_line_and_left_alone(up):
-    kafka = up.part("kafka")
+    kafka, said = up.part("kafka"), len(up.said())
     kafka.suspend()
     try:
-        until(lambda: "Kafka does not answer" in up.said(), UP)
+        until(lambda: "Kafka does not answer" in up.said()[said:], UP)
     finally:
         kafka.resume()
+    up.learns()
     assert up.part("kafka").pid == kafka.pid
-    up.learns(up.samples())
 
 
 def test_ctrl_c_stops_the_job_with_a_savepoint_and_leaves_nothing(up):
-    learned = up.samples()
     up.press_ctrl_c()
     said = up.said()
     stops = [said.index(f"  {name}: stopped") for name in ("Producer", "Page", "Job", "TaskManager", "Kafka", "Redis")]
     assert stops == sorted(stops)
-    assert restore_points(up.settings.run_dir)[0].name in said
-    assert learned <= up.samples()
+    assert f"Job: stopped with {restore_points(up.settings.run_dir)[0].name}" in said
     up.left_nothing()
 
 
 def test_the_next_run_goes_on_from_the_savepoint_and_repeats_nothing(made):
-    learned = made.samples()
+    savepoint = restore_points(made.settings.run_dir)[0].name
     made.start()
-    made.learns(learned)
-    job = made.stack.rest("/jobs/overview")["jobs"][0]["jid"]
-    assert made.stack.rest(f"/jobs/{job}/checkpoints")["latest"]["restored"]["is_savepoint"]
-    model = get(made, "/model")
-    assert model["samples"] + model["rejected"] == sum(model["progress"].values())
+    made.learns()
+    assert f"going on from {savepoint}" in made.said()
+    meta = ModelStore(made.settings).read().meta
+    assert meta.samples > meta.scores.predicted > 1000
+    assert meta.samples + meta.rejected == sum(meta.progress.values())
 
 
 def test_what_a_run_that_was_killed_left_behind_is_ended_by_the_next(up):
-    before = up.samples()
     left = [up.part(name) for name in ("kafka", "redis", "jobmanager", "taskmanager", "producer", "page")]
     assert up.process
     os.killpg(up.process.pid, signal.SIGKILL)
     up.process.wait()
     assert all(part.is_running() for part in left)
     up.start()
-    up.learns(before)
+    up.learns()
     assert "Ended a kafka that a killed run had left running" in up.said()
     assert not any(part.is_running() for part in left)
 
