@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PROJECT = $(PYTHON) bootstrap.py
 
-.PHONY: run test faults clean
+.PHONY: run test faults bench-page bench-drawings fuzz-page clean
 
 run: ## start everything, until Ctrl-C
 	@$(PROJECT) local_stack.py run

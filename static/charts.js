@@ -42,11 +42,13 @@ export function accuracyChart(svg, points) {
   const [left, right, top, bottom] = [36, width - 8, 8, height - 22];
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   const parts = [];
-  const shown = points.flatMap((p) => [p[3], p[4], p[6]]).filter((v) => v !== null);
+  // The first moments of a new model would flatten all that comes after: lines leave the picture there.
+  const settled = points.slice(points.length > 30 ? Math.ceil(points.length / 10) : 0);
+  const shown = settled.flatMap((p) => [p[3], p[4], p[6]]).filter((v) => v !== null);
   const low = Math.min(0.8, Math.floor(Math.min(...shown, 1) * 5) / 5);
   // Points stand side by side, not at their times: while nothing is learned there is nothing to see.
   const x = (i) => left + ((right - left) * i) / Math.max(1, points.length - 1);
-  const y = (v) => bottom - ((bottom - top) * (v - low)) / (1 - low);
+  const y = (v) => bottom - ((bottom - top) * (Math.max(v, low) - low)) / (1 - low);
   for (let v = low; v <= 1.001; v += low < 0.5 ? 0.2 : 0.1) {
     parts.push(element("line", { class: "grid", x1: left, x2: right, y1: y(v), y2: y(v) }));
     parts.push(element("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, `${Math.round(100 * v)} %`));
@@ -74,6 +76,8 @@ export function percent(share, digits = 0) {
   return share === null || share === undefined ? "–" : `${(100 * share).toFixed(digits)} %`;
 }
 
+const compact = new Intl.NumberFormat("en", { notation: "compact" });
+
 export function confusionTable(table, counts) {
   const cell = (name, text, label) => {
     const made = document.createElement(name);
@@ -90,7 +94,7 @@ export function confusionTable(table, counts) {
     const made = document.createElement("tr");
     made.append(cell("th", digit, "row"));
     row.forEach((n, said) => {
-      const found = cell("td", n || "");
+      const found = cell("td", n ? compact.format(n) : "");
       const strength = all ? n / all : 0;
       if (said === digit) found.style.background = `rgb(${r} ${g} ${b} / ${0.3 * strength})`;
       else if (n) found.style.background = `rgb(${wr} ${wg} ${wb} / ${Math.min(0.3, 0.06 + 2 * strength)})`;
