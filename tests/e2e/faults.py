@@ -98,10 +98,11 @@ class Trial:
 
     def submit(self, restore: Path | str | None = None) -> str:
         """Submit the job, from a savepoint or checkpoint or (where predictions may repeat) from the group's offsets."""
-        if restore is None:
-            self.proof.again |= self.unfinished()
+        again = self.unfinished()
         job = self.stack.submit_job(restore=restore, REDIS_PORT=str(self.proxy.port))
         self.jobs.append(job)
+        if restore is None:  # the submission may have moved the group back, over transactions that were left open
+            self.proof.again |= again | self.unfinished()
         return job
 
     def unfinished(self) -> set[tuple[str, int, int]]:
