@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PROJECT = $(PYTHON) bootstrap.py
 
-.PHONY: run test faults bench-page bench-drawings fuzz-page clean
+.PHONY: run test faults bench bench-page bench-drawings fuzz-page clean
 
 run: ## start everything, until Ctrl-C
 	@$(PROJECT) local_stack.py run
@@ -15,6 +15,10 @@ test: ## lint, types and every test
 
 faults: ## fifty faults over 100,000 samples: what was lost, what was learned twice
 	@$(PROJECT) --dev -m benchmarks.faults $(FAULTS)
+
+bench: ## throughput against what people would use instead, freshness, growth: benchmarks/results.json (BENCH=--quick: a look)
+	@$(PROJECT) --dev -m pip --disable-pip-version-check -q install -r requirements-bench.txt
+	@$(PROJECT) -W ignore -m benchmarks $(BENCH)
 
 bench-page: ## load on the page of a running make run: 100 requests/s for a minute
 	@$(PROJECT) --dev -m pip --disable-pip-version-check -q install -r requirements-bench.txt
@@ -30,3 +34,12 @@ fuzz-page: ## 10,000 fuzzed bodies at the page
 clean: ## forget everything that was made and learned
 	@if [ -x .local/venv/bin/python ]; then .local/venv/bin/python local_stack.py clean; fi
 	@rm -rf .local
+
+.PHONY: forecast forecast-dags
+forecast: ## simulate, train, update seven days, score, time the joins and the stream, report
+	@$(PROJECT) -m forecast.install
+	@.local/venv/bin/python -W ignore -m forecast.report
+
+forecast-dags: ## run both Airflow DAGs, in an environment of Airflow's own
+	@$(PROJECT) -m forecast.install --airflow
+	@.local/venv/bin/python -m pytest tests/e2e/test_forecast_dags.py

@@ -1,0 +1,101 @@
+"""Measure everything on this machine in one run: ``python -m benchmarks`` writes benchmarks/results.json and the plots."""
+
+import contextlib
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import freshness, growth, throughput
+from benchmarks.measure import environment, figure, fill
+from benchmarks.report import plots, tables
+from settings import HERE
+from tests.stack import FLINK, Stack
+
+RESULTS = HERE / "benchmarks" / "results.json"
+TOPICS = ("throughput", "freshness", "growth")
+
+
+def contenders_environment() -> None:
+    """Make the contenders' own environment, unless it is there."""
+    uv, requirements = Path(sys.executable).with_name("uv"), throughput.CONTENDERS / "requirements.txt"
+    if not throughput.BENCH_PYTHON.exists():
+        subprocess.run([uv, "venv", "--python", sys.executable, throughput.BENCH_PYTHON.parent.parent], check=True)
+    subprocess.run([uv, "pip", "install", "-q", "--compile-bytecode", "--python", throughput.BENCH_PYTHON, "-r",
+                    requirements], check=True)  # fmt: skip
+
+
+def measure(topic: str, quick: bool, rounds: int, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the results of one topic, measured on parts of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    try:
+        with contextlib.closing(Stack(folder)) as parts:
+            parts.start("kafka", "redis", *FLINK)
+            return {"throughput": _throughput, "freshness": _freshness, "growth": _growth}[topic](
+                parts, quick, rounds, names
+            )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _throughput(parts: Stack, quick: bool, rounds: int, names: tuple[str, ...]) -> dict[str, Any]:
+    stack, total = parts.named(), 150_000 if quick else 600_000
+    fill(stack.settings, total)
+    throughput.run_once(stack, throughput.ALL[0], total, 10)  # Flink's JVMs compile what runs often: nobody pays for it
+    found = throughput.measure(stack, total, rounds, 5 if quick else 10, names)
+    alone = [throughput.partial_fit_alone(5000) for _ in range(rounds)]
+    found["partial_fit_alone"] = {"title": "limit: partial_fit alone, batch 5000", **figure(alone, "samples/s")}
+    return found
+
+
+def _freshness(parts: Stack, quick: bool, rounds: int, names: tuple[str, ...]) -> dict[str, Any]:
+    seconds = 5 if quick else 15
+    table = {name: freshness.measure(parts, seconds, learner=name) for name in names or ("default", "sgd")}
+    at_1000 = next(iter(table.values()))["1000"]
+    return {"freshness": table, "freshness_ms": {"stored_p99": at_1000["stored_ms"]["p99"],
+                                                 "served_p99": at_1000["served_ms"]["p99"]}}  # fmt: skip
+
+
+def _growth(parts: Stack, quick: bool, rounds: int, names: tuple[str, ...]) -> dict[str, Any]:
+    steps = {
+        "sizes": lambda: growth.sizes(parts, 1 if quick else 3),
+        "batches": lambda: growth.batches(parts, 1 if quick else 3),
+        "partitions": lambda: growth.partitions(parts, 100_000 if quick else 400_000, 10),
+        "catching_up": lambda: growth.catching_up(parts, 100_000 if quick else 1_000_000),
+        "recovery": lambda: growth.recovery(parts, 1 if quick else 3),
+        "memory": lambda: growth.memory(parts, 0.5 if quick else 5, 10_000),
+    }
+    return {"growth": {name: step() for name, step in steps.items() if not names or name in names}}
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Fewer samples and seconds: a look in some minutes, no figures of record.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds of throughput.")
+@click.option(
+    "--only", type=click.Choice(TOPICS), multiple=True, help="Measure only this; may be given more than once."
+)
+@click.option("--name", "names", multiple=True, help="With --only: only this contender, learner or step of it.")
+def main(quick: bool, rounds: int, only: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """Measure throughput, freshness and growth; what is measured replaces its part of benchmarks/results.json."""
+    contenders_environment()
+    command = f"python -m benchmarks {shlex.join(sys.argv[1:])}".strip()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for topic in only or TOPICS:
+        found = measure(topic, quick, rounds, names)
+        if names and topic == "growth":
+            found["growth"] = results.get("growth", {}) | found["growth"]
+        results |= found
+        results.setdefault("measured", {})[topic] = environment(command)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    click.echo(tables(results))
+    plots(results, HERE / "docs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""How cost grows: with features, classes, batch size and partitions; memory, catching up and recovery."""
+
+import os
+import signal
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import redis
+
+import messages
+from benchmarks.freshness import Watch, ask, page, send, watch_redis
+from benchmarks.measure import figure, fill, pace
+from messages import Format
+from settings import Settings
+from tests.stack import Stack, until
+from trainer import Trainer
+
+SIZES = ((64, 10), (64, 100), (512, 10), (2_145, 10), (10_000, 10))  # features, classes
+PARTS = ("parse", "predict", "learn", "commit", "rest")
+
+
+def trainer_cost(stack: Stack, form: Format, batch: int, seconds: float) -> dict[str, Any]:
+    """Return what a batch costs inside the task, ms by part, on real Kafka and Redis but without Flink."""
+    name = f"BENCH_{form.n_features}_{form.n_classes}"
+    setattr(messages, name, form)
+    view = stack.named(learner="sgd", message_format=f"messages:{name}")
+    trainer = Trainer(view.settings, "benchmark")
+    trainer.open()
+    draw = np.random.default_rng(0)
+    rows = [form.sample(draw.integers(0, 17, form.n_features), draw.integers(form.n_classes)) for _ in range(batch)]
+    spent: dict[str, list[float]] = {part: [] for part in PARTS[:-1]}
+    parse, commit = _timed(trainer.format.parse, spent["parse"]), _timed(trainer.store.commit, spent["commit"])
+    object.__setattr__(trainer.format, "parse", parse)
+    trainer.store.commit = commit  # type: ignore[method-assign]
+    trainer.learner.predict = _timed(trainer.learner.predict, spent["predict"])  # type: ignore[method-assign]
+    trainer.learner.learn = _timed(trainer.learner.learn, spent["learn"])  # type: ignore[method-assign]
+    totals: list[float] = []
+    learn = _timed(trainer.learn, totals)
+    partitions, begin = np.zeros(batch, np.int64), time.monotonic()
+    try:
+        while len(totals) < 4 or time.monotonic() - begin < seconds:
+            learn(rows, partitions, np.arange(batch) + len(totals) * batch)
+        model = len(trainer.stored.model) if trainer.stored else 0
+    finally:
+        trainer.close()
+        object.__delattr__(trainer.format, "parse")
+        delattr(messages, name)
+    medians = {part: statistics.median(times[1:]) * 1000 for part, times in spent.items()}
+    total = statistics.median(totals[1:]) * 1000
+    medians["rest"] = total - sum(medians.values())
+    return {"batch": batch, "samples_per_s": round(batch / total * 1000), "model_bytes": model,
+            "ms_per_batch": {part: round(ms, 3) for part, ms in medians.items()}}  # fmt: skip
+
+
+def _timed(function: Any, times: list[float]) -> Any:
+    def call(*args: Any, **named: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return function(*args, **named)
+        finally:
+            times.append(time.perf_counter() - begin)
+
+    return call
+
+
+def sizes(stack: Stack, seconds: float) -> dict[str, Any]:
+    """Return the task's cost by features and classes; batches are as large as a batch of a flood, at most 16 MB."""
+    table = {}
+    for features, classes in SIZES:
+        form = Format(n_features=features, low=0, high=16, n_classes=classes)
+        table[f"{features} features, {classes} classes"] = trainer_cost(
+            stack, form, min(5_000, 6_000_000 // features), seconds
+        )
+        print(f"growth: {features} features, {classes} classes: {[*table.values()][-1]}", flush=True)
+    return table
+
+
+def batches(stack: Stack, seconds: float) -> dict[str, Any]:
+    """Return the task's cost by batch size."""
+    table = {str(n): trainer_cost(stack, messages.DIGITS, n, seconds) for n in (1, 10, 100, 1_000, 5_000)}
+    for batch, row in table.items():
+        print(f"growth: batch {batch}: {row}", flush=True)
+    return table
+
+
+def partitions(stack: Stack, total: int, seconds: float) -> dict[str, Any]:
+    """Return the job's samples/s by the number of partitions of its topic."""
+    table = {}
+    for count in (1, 4, 16):
+        view = stack.named(count)
+        fill(view.settings, total, partitions=count)
+        job = view.submit_job(LEARNER="sgd")
+        try:
+            found = pace(view.settings, view.settings.predict_topic, total, seconds)
+        finally:
+            view.cancel_job(job)
+        table[str(count)] = figure([found.rate], "samples/s")
+        print(f"growth: {count} partitions: {found.rate:,.0f}/s", flush=True)
+    return table
+
+
+def memory(stack: Stack, minutes: float, rate: float) -> dict[str, Any]:
+    """Return resident MiB over time of worker, TaskManager, Redis and page, and of Redis's append-only files on disk."""
+    view = stack.named()
+    job = view.submit_job(LEARNER="sgd")
+    series: dict[str, list[float]] = {}
+    try:
+        with page(view):
+            sender = threading.Thread(target=send, args=(view.settings, rate, round(rate * minutes * 60)))
+            sender.start()
+            while sender.is_alive():
+                for name, mib in _resident(view).items():
+                    series.setdefault(name, []).append(round(mib, 1))
+                sender.join(min(5, minutes * 6))
+    finally:
+        view.cancel_job(job)
+    result = {}
+    for name, values in series.items():
+        settled = values[len(values) // 4 :]
+        middle = len(settled) // 2
+        change = statistics.fmean(settled[middle:]) / max(statistics.fmean(settled[:middle]), 0.1) - 1
+        result[name] = {"unit": "MiB", "first": values[0], "last": values[-1], "max": max(values),
+                        "later_half_against_earlier": round(change, 3), "series": values}  # fmt: skip
+        print(f"growth: memory of {name}: {values[0]} to {values[-1]} MiB, {100 * change:+.1f} %", flush=True)
+    return {"minutes": minutes, "samples_per_s": rate, "parts": result}
+
+
+def _resident(view: Stack) -> dict[str, float]:
+    def mib(process: psutil.Process) -> float:
+        return process.memory_info().rss / 2**20
+
+    manager = psutil.Process(view.parts["taskmanager"].process.pid)
+    pages = [
+        p for p in psutil.Process().children(recursive=True) if p.is_running() and "server.py" in " ".join(p.cmdline())
+    ]
+    files = Path(view.settings.run_dir, "redis").rglob("*")
+    return {
+        "TaskManager": mib(manager),
+        "Python worker": sum(mib(worker) for worker in manager.children(recursive=True)),
+        "Redis": mib(psutil.Process(view.parts["redis"].process.pid)),
+        "page": sum(mib(p) for p in pages),
+        "Redis's files": sum(path.stat().st_size for path in files if path.is_file()) / 2**20,
+    }
+
+
+def catching_up(stack: Stack, waiting: int) -> dict[str, Any]:
+    """Return how long ``waiting`` samples take while 100/s arrive, and how long the page takes to answer meanwhile."""
+    view = stack.named()
+    config = view.settings
+    fill(config, waiting)
+    watch = Watch(watch_redis(config))
+    job = view.submit_job(LEARNER="sgd")
+    try:
+        with page(view):
+            begin = time.monotonic()
+            sender = threading.Thread(target=send, args=(config, 100, 100 * 20), daemon=True)
+            sender.start()
+            until(lambda: watch.seen, 120, "the first commit")
+            times: list[float] = []
+            while not watch.reached(waiting):
+                _timed(lambda: ask(config, "/healthz"), times)() if _model(config) else time.sleep(0.05)
+                if time.monotonic() - begin > 300:
+                    raise TimeoutError(f"still {waiting - watch.seen[-1][1]} samples behind after 300 s")
+            seconds = watch.seen[-1][0] - watch.seen[0][0]
+            sender.join()
+    finally:
+        watch.end()
+        view.cancel_job(job)
+    ages = np.array(times or [0.0]) * 1000
+    found = {"waiting": waiting, "seconds": round(seconds, 2), "page_ms_p50": round(float(np.median(ages)), 1),
+             "page_ms_p99": round(float(np.percentile(ages, 99)), 1)}  # fmt: skip
+    print(f"growth: catching up: {found}", flush=True)
+    return found
+
+
+def _model(config: Settings) -> bool:
+    try:
+        return bool(ask(config, "/model")["samples"])
+    except OSError:
+        return False
+
+
+def recovery(stack: Stack, times: int) -> dict[str, Any]:
+    """Return seconds from SIGKILL to the first new commit, while 200 samples/s arrive, by what was killed."""
+    view = stack.named()
+    job = view.submit_job(LEARNER="sgd")
+    client = redis.Redis(**view.settings.redis_client())
+    key = f"{{{view.settings.model_key}}}:meta"
+    stop = threading.Event()
+
+    def keep_sending() -> None:
+        while not stop.is_set():
+            send(view.settings, 200, 100)
+
+    sender = threading.Thread(target=keep_sending, daemon=True)
+    sender.start()
+
+    def kill_worker() -> None:
+        manager = psutil.Process(view.parts["taskmanager"].process.pid)
+        for worker in manager.children(recursive=True):
+            os.kill(worker.pid, signal.SIGKILL)
+
+    kills = {"Python worker": kill_worker, "TaskManager, restarted at once": lambda: view.restart("taskmanager")}
+    found = {}
+    try:
+        for name, kill in kills.items():
+            seconds = []
+            for _ in range(times):
+                until(lambda: client.hget(key, "commit_id"), 120, "a first commit")
+                view.wait_for_job(job)
+                settled = client.hget(key, "version")
+                until(lambda settled=settled: int(client.hget(key, "version")) > int(settled) + 20, 60, "commits flow")
+                begin = time.monotonic()
+                kill()
+                # What a dying worker had on its way to Redis is no sign of life: a new commit comes after a pause.
+                last, moved = client.hget(key, "commit_id"), time.monotonic()
+                while True:
+                    now = client.hget(key, "commit_id")
+                    if now != last:
+                        if time.monotonic() - moved > 0.5:
+                            break
+                        last, moved = now, time.monotonic()
+                    if time.monotonic() - begin > 120:
+                        raise TimeoutError(f"no commit within 120 s of killing the {name}")
+                    time.sleep(0.005)
+                seconds.append(time.monotonic() - begin)
+                print(f"growth: recovery: {name}: {seconds[-1]:.1f} s", flush=True)
+            found[name] = figure(seconds, "s")
+    finally:
+        stop.set()
+        sender.join(10)
+        view.cancel_job(job)
+    return found

@@ -1,0 +1,151 @@
+"""The tables and plots of benchmarks/results.json."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+
+GOALS = {"row_udf": 250, "kafka_python": 6, "quix": 4, "bytewax": 4, "river": 4, "confluent_txn": 1.2, "flink_json": 1.1,
+         "flink_raw": 0.85}  # fmt: skip
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Return what was measured as Markdown tables."""
+    parts = [make(results) for name, make in (("throughput", _throughput), ("freshness", _freshness), ("growth", _growth))
+             if name in results]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _throughput(results: dict[str, Any]) -> str:
+    rows = []
+    for name, row in results["throughput"].items():
+        ratio = results["ratios"].get(name, "")
+        spread = f"{row['min']:,.0f} to {row['max']:,.0f}"
+        rows.append([row["title"], row["guarantee"], f"{row['median']:,.0f}", spread, ratio, GOALS.get(name, "")])
+    alone = results.get("partial_fit_alone")
+    if alone:
+        rows.append(
+            [alone["title"], "none", f"{alone['median']:,.0f}", f"{alone['min']:,.0f} to {alone['max']:,.0f}", "", ""]
+        )
+    return _table(["contender", "delivery", "samples/s, median", "min to max", "ours / theirs", "goal"], rows)
+
+
+def _freshness(results: dict[str, Any]) -> str:
+    rows = [
+        [
+            learner,
+            f"{int(rate):,}",
+            *(row[kind][p] for kind in ("stored_ms", "served_ms") for p in ("p50", "p99", "max")),
+        ]
+        for learner, table in results["freshness"].items()
+        for rate, row in table.items()
+    ]
+    return _table(["learner", "samples/s", "stored p50, ms", "p99", "max", "served p50, ms", "p99", "max"], rows)
+
+
+def _growth(results: dict[str, Any]) -> str:
+    growth, found = results["growth"], []
+    for name, head in (("sizes", "size"), ("batches", "batch size")):
+        rows = [[key, f"{row['samples_per_s']:,}", f"{row['model_bytes']:,}", *row["ms_per_batch"].values()]
+                for key, row in growth.get(name, {}).items()]  # fmt: skip
+        columns = ["samples/s in the task", "model, bytes", *(f"{p}, ms a batch" for p in
+                   ("parse", "commit", "predict", "learn", "rest"))]  # fmt: skip
+        if rows:
+            order = [*next(iter(growth[name].values()))["ms_per_batch"]]
+            found.append(_table([head, *columns[:2], *(f"{part}, ms a batch" for part in order)], rows))
+    if "partitions" in growth:
+        rows = [[count, f"{row['median']:,.0f}"] for count, row in growth["partitions"].items()]
+        found.append(_table(["partitions", "samples/s"], rows))
+    if "recovery" in growth:
+        rows = [[name, row["median"], row["max"]] for name, row in growth["recovery"].items()]
+        found.append(_table(["killed", "first new commit after, s, median", "max"], rows))
+    if "catching_up" in growth:
+        row = growth["catching_up"]
+        found.append(_table([name.replace("_", " ") for name in row], [[*row.values()]]))
+    if "memory" in growth:
+        rows = [[name, row["first"], row["last"], row["max"], f"{100 * row['later_half_against_earlier']:+.1f} %"]
+                for name, row in growth["memory"]["parts"].items()]  # fmt: skip
+        head = ["memory, MiB", "first", "last", "max", "later half against earlier"]
+        found.append(_table(head, rows))
+    return "\n\n".join(found)
+
+
+def plots(results: dict[str, Any], folder: Path) -> None:
+    """Write one picture per topic into the folder."""
+    mpl.use("Agg")
+    folder.mkdir(exist_ok=True)
+    if "throughput" in results:
+        _bars(results, folder / "bench-throughput.png")
+    threads = results.get("throughput", {}).get("ours", {}).get("threads_us_per_sample")
+    if threads:
+        _profile(results, folder / "bench-profile.png")
+    if "freshness" in results:
+        _ages(results, folder / "bench-freshness.png")
+    if "memory" in results.get("growth", {}):
+        _memory(results, folder / "bench-memory.png")
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _bars(results: dict[str, Any], path: Path) -> None:
+    rows = sorted(results["throughput"].items(), key=lambda item: item[1]["median"])
+    figure, axes = plt.subplots(figsize=(8, 0.45 * len(rows) + 1))
+    colours = ["#c0392b" if name == "ours" else "#b8c4cc" if row["title"].startswith("limit") else "#5d7a8c"
+               for name, row in rows]  # fmt: skip
+    medians = [row["median"] for _, row in rows]
+    spread = [[row["median"] - row["min"] for _, row in rows], [row["max"] - row["median"] for _, row in rows]]
+    axes.barh([row["title"] for _, row in rows], medians, xerr=spread, color=colours, capsize=3)
+    for place, value in enumerate(medians):
+        axes.annotate(f" {value:,.0f}", (value, place), xytext=(4, 5), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel("samples/s, median of the rounds, whiskers from min to max")
+    _save(figure, path)
+
+
+def _profile(results: dict[str, Any], path: Path) -> None:
+    ours = results["throughput"]["ours"]
+    parts = [("process: " + name, us) for name, us in ours["cpu_us_per_sample"].items()]
+    parts += [("TaskManager: " + name, us) for name, us in list(ours["threads_us_per_sample"].items())[:8]]
+    figure, axes = plt.subplots(figsize=(8, 0.4 * len(parts) + 1))
+    axes.barh([name for name, _ in parts][::-1], [us for _, us in parts][::-1], color="#5d7a8c")
+    axes.set_xlabel("CPU, microseconds per sample")
+    _save(figure, path)
+
+
+def _ages(results: dict[str, Any], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for learner, table in results["freshness"].items():
+        for kind, style in (("stored_ms", "-"), ("served_ms", "--")):
+            for p, marker in (("p50", "o"), ("p99", "s")):
+                label = f"{learner}: {kind.removesuffix('_ms')} {p}"
+                axes.plot([int(rate) for rate in table], [row[kind][p] for row in table.values()], style + marker,
+                          label=label)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("samples/s")
+    axes.set_ylabel("age, ms")
+    axes.legend(fontsize=7)
+    _save(figure, path)
+
+
+def _memory(results: dict[str, Any], path: Path) -> None:
+    memory = results["growth"]["memory"]
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for name, row in memory["parts"].items():
+        minutes = [memory["minutes"] * i / max(len(row["series"]) - 1, 1) for i in range(len(row["series"]))]
+        axes.plot(minutes, row["series"], label=name)
+    axes.set_xlabel(f"minutes at {memory['samples_per_s']:,} samples/s")
+    axes.set_ylabel("MiB")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    _save(figure, path)

@@ -1,0 +1,73 @@
+"""What the job's speed rests on, in counts: seconds differ by machine, these don't."""
+
+import threading
+
+import numpy as np
+import pytest
+from redis import Redis
+
+from benchmarks.measure import fill
+from messages import DIGITS, Format
+from tests.stack import Stack, until
+from trainer import Trainer
+
+X = [i % 17 for i in range(64)]
+
+
+@pytest.fixture
+def trainer(parts: Stack):
+    task = Trainer(parts.start("kafka", "redis").named(learner="sgd").settings, "counts")
+    task.open()
+    yield task
+    task.close()
+
+
+def test_a_batch_of_any_size_costs_one_command_to_redis_and_no_question_to_kafka(trainer, monkeypatch):
+    commands, questions, mine = [], [], threading.current_thread()
+    execute = trainer.store.redis.execute_command
+
+    def count(*args, **options):
+        if threading.current_thread() is mine:  # the lease is renewed in another one
+            commands.append(args[0])
+        return execute(*args, **options)
+
+    trainer.learn([DIGITS.sample(X, 3)], np.zeros(1, np.int64), np.zeros(1, np.int64))  # sends the script itself
+    monkeypatch.setattr(trainer.store.redis, "execute_command", count)
+    monkeypatch.setattr(trainer.log, "read", lambda *args, **options: questions.append(args))
+    monkeypatch.setattr(trainer.log, "bounds", lambda: questions.append("bounds"))
+    following = 1
+    for size in (1, 10, 1000, 5000):
+        trainer.learn([DIGITS.sample(X, 3)] * size, np.zeros(size, np.int64), np.arange(following, following + size))
+        following += size
+    assert commands == ["EVALSHA"] * 4
+    assert questions == []
+
+
+def test_a_batch_of_good_messages_is_judged_at_once_and_one_bad_message_takes_few_with_it(monkeypatch):
+    judged, judge = [], Format._judge
+    monkeypatch.setattr(Format, "_judge", lambda form, payload: judged.append(payload) or judge(form, payload))
+    good = DIGITS.sample(X, 3)
+    DIGITS.parse([good] * 5000)
+    assert len(judged) == 0
+    DIGITS.parse([good] * 2500 + [b"bad"] + [good] * 2499)
+    assert 1 <= len(judged) <= 8
+
+
+def test_a_commit_writes_few_bytes_beside_the_model(trainer, monkeypatch):
+    sent = []
+    monkeypatch.setattr(trainer.store, "_commit", lambda keys, args: sent.append(args) or b"done")
+    trainer.learn([DIGITS.sample(X, 3)] * 1000, np.zeros(1000, np.int64), np.arange(1000))
+    model = len(trainer.stored.model)
+    assert sum(len(part if isinstance(part, bytes) else str(part)) for part in sent[0]) < model + 4000
+
+
+def test_a_flood_is_learned_in_large_batches_each_message_by_one_evaluation(stack):
+    fill(stack.settings, 20_000)
+    job = stack.submit_job(LEARNER="sgd")
+    client = Redis(**stack.settings.redis_client())
+    key = f"{{{stack.settings.model_key}}}:meta"
+    until(lambda: int(client.hget(key, "samples") or 0) == 20_000, 120, "20,000 samples learned")
+    assert int(client.hget(key, "version")) <= 200  # 100 messages a commit; 1,000 and more on a machine at rest
+    plan = stack.rest(f"/jobs/{job}/plan")["plan"]["nodes"]
+    assert sum(node["description"].count("PythonCalc(") for node in plan) == 1
+    stack.cancel_job(job)
