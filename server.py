@@ -7,6 +7,7 @@ what is missing and predicts with the last model it had.
 import socket
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +47,8 @@ class Parts:
 
     def stop(self) -> None:
         """Stop it; returns when all threads have ended."""
-        for part in (self.live, self.samples, self.watcher):
-            part.stop()
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda part: part.stop(), (self.live, self.samples, self.watcher)))
 
 
 def create_app(settings: Settings) -> Flask:
@@ -200,8 +201,11 @@ def main() -> None:
     try:
         settings = this_process_settings()
         settings.signing_key()
+        feedback_limit(settings)
     except SettingsError as error:
         raise click.ClickException(str(error)) from error
+    except ValueError as error:
+        raise click.ClickException(f"FEEDBACK_RATE must be like 10/second: {error}.") from error
     try:
         listening = socket.create_server((settings.page_host, settings.page_port), backlog=128)
     except OSError as error:

@@ -122,7 +122,7 @@ function showBars(found, before = null) {
     const moved = before && Math.abs(share - before[digit]) > 0.005; // a mark stands where the share was before
     item.querySelector("b").hidden = !moved;
     item.querySelector("b").style.width = moved ? `${100 * before[digit]}%` : "0";
-    item.lastChild.textContent = found?.probabilities ? percent(share) : "";
+    item.lastChild.textContent = found?.probabilities ? percent(share, 1) : "";
   });
 }
 
@@ -159,7 +159,7 @@ async function modelMoved(model) {
   if (!now || mine !== taught) return;
   const line = document.createElement("b");
   line.textContent = `Learned: version ${before.model_version.toLocaleString("en")} → ${now.model_version.toLocaleString("en")}.`;
-  const [was, is] = [before, now].map((each) => percent(each.probabilities?.[label], 1));
+  const [was, is] = [before, now].map((each) => percent(each.probabilities?.[label], 2));
   $("said").replaceChildren(line, now.probabilities ? ` ${label} was at ${was}, now it is at ${is}.` : "");
 }
 

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -130,13 +131,14 @@ def test_one_tap_teaches_and_the_page_shows_that_the_model_moved(tab: Page, loop
     with_mouse(tab, 7)
     expect(tab.locator("#answer")).to_have_text("7")
     before = loop.get("/model")[1]
-    shares = tab.locator("#bars").inner_text()
     tab.get_by_role("button", name="No, it is 1", exact=True).click()
     expect(tab.locator("#said")).to_contain_text("Learned: version", timeout=20_000)
     after = loop.get("/model")[1]
     assert after["version"] > before["version"]
     assert after["progress"]["0"] == before["progress"]["0"] + 1
-    assert tab.locator("#bars").inner_text() != shares
+    moved = re.search(r"1 was at (.*) %, now it is at (.*) %", tab.locator("#said").inner_text())
+    assert moved
+    assert moved[1] != moved[2]
     expect(tab.locator("#people")).to_contain_text("of 1", timeout=10_000)
     newest = tab.locator("#strip li").first
     expect(newest).to_have_attribute("class", "wrong from-page", timeout=20_000)
