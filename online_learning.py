@@ -52,6 +52,7 @@ CREATE TABLE samples (
     'scan.startup.mode' = 'group-offsets',
     'properties.auto.offset.reset' = 'earliest',
     'scan.topic-partition-discovery.interval' = '5 s',
+    'properties.max.poll.records' = '5000',
     'format' = 'raw',
     {kafka}
 )"""
@@ -66,6 +67,7 @@ CREATE TABLE {table} (
     'sink.transactional-id-prefix' = '{topic}-{submission}',
     'sink.transaction-naming-strategy' = 'pooling',
     'properties.transaction.timeout.ms' = '900000',
+    'properties.batch.size' = '262144',
     'format' = 'raw',
     {kafka}
 )"""

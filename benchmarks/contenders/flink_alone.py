@@ -27,7 +27,8 @@ table_env.execute_sql(
         "samples",
         os.environ["INPUT_TOPIC"],
         f"""
-    'properties.group.id' = '{group}', 'scan.startup.mode' = 'earliest-offset'""",
+    'properties.group.id' = '{group}', 'scan.startup.mode' = 'earliest-offset',
+    'properties.max.poll.records' = '5000'""",
     )
 )
 table_env.execute_sql(
@@ -36,7 +37,7 @@ table_env.execute_sql(
         output,
         f"""
     'sink.delivery-guarantee' = 'exactly-once', 'sink.transactional-id-prefix' = '{output}',
-    'sink.transaction-naming-strategy' = 'pooling', 'properties.transaction.timeout.ms' = '900000'""",
+    'sink.transaction-naming-strategy' = 'pooling', 'properties.transaction.timeout.ms' = '900000', 'properties.batch.size' = '262144'""",
     )
 )
 table_env.execute_sql("INSERT INTO copies SELECT * FROM samples")
