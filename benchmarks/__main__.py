@@ -1,4 +1,4 @@
-"""Measure everything on this machine in one run: ``python -m benchmarks`` writes benchmarks/results.json and the plots."""
+"""Measure everything on this machine in one run: ``python -m benchmarks`` writes results.json, tables and plots."""
 
 import contextlib
 import json
@@ -81,8 +81,22 @@ def _growth(parts: Stack, quick: bool, rounds: int, names: tuple[str, ...]) -> d
     "--only", type=click.Choice(TOPICS), multiple=True, help="Measure only this; may be given more than once."
 )
 @click.option("--name", "names", multiple=True, help="With --only: only this contender, learner or step of it.")
-def main(quick: bool, rounds: int, only: tuple[str, ...], names: tuple[str, ...]) -> None:
-    """Measure throughput, freshness and growth; what is measured replaces its part of benchmarks/results.json."""
+@click.option("--report", is_flag=True, help="Measure nothing: tables and plots of what was measured before.")
+def main(quick: bool, rounds: int, only: tuple[str, ...], names: tuple[str, ...], report: bool) -> None:
+    """Measure throughput, freshness and growth; what is measured replaces its part of benchmarks/results.json.
+
+    The tables are printed and written to docs/benchmarks.md, the plots beside it.
+    """
+    if not report:
+        measure_all(quick, rounds, only, names)
+    results = json.loads(RESULTS.read_text())
+    click.echo(tables(results))
+    plots(results, HERE / "docs")
+    (HERE / "docs" / "benchmarks.md").write_text(f"# Measured\n\n{tables(results)}\n")
+
+
+def measure_all(quick: bool, rounds: int, only: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """Measure the topics one after the other; each is written as soon as it is measured."""
     contenders_environment()
     command = f"python -m benchmarks {shlex.join(sys.argv[1:])}".strip()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -93,8 +107,6 @@ def main(quick: bool, rounds: int, only: tuple[str, ...], names: tuple[str, ...]
         results |= found
         results.setdefault("measured", {})[topic] = environment(command)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    click.echo(tables(results))
-    plots(results, HERE / "docs")
 
 
 if __name__ == "__main__":
