@@ -21,23 +21,12 @@ options = Configuration()
 for name, value in OPTIONS.items():
     options.set_string(name, value)
 table_env = TableEnvironment.create(EnvironmentSettings.new_instance().with_configuration(options).build())
-group, output = os.environ["KAFKA_GROUP"], os.environ["PREDICT_TOPIC"]
-table_env.execute_sql(
-    TABLE.format(
-        "samples",
-        os.environ["INPUT_TOPIC"],
-        f"""
-    'properties.group.id' = '{group}', 'scan.startup.mode' = 'earliest-offset',
-    'properties.max.poll.records' = '5000'""",
-    )
-)
-table_env.execute_sql(
-    TABLE.format(
-        "copies",
-        output,
-        f"""
-    'sink.delivery-guarantee' = 'exactly-once', 'sink.transactional-id-prefix' = '{output}',
-    'sink.transaction-naming-strategy' = 'pooling', 'properties.transaction.timeout.ms' = '900000', 'properties.batch.size' = '262144'""",
-    )
-)
+output = os.environ["PREDICT_TOPIC"]
+SOURCE = f"""'scan.startup.mode' = 'earliest-offset', 'properties.group.id' = '{os.environ["KAFKA_GROUP"]}',
+    'properties.max.poll.records' = '5000'"""
+SINK = f"""'sink.delivery-guarantee' = 'exactly-once', 'sink.transactional-id-prefix' = '{output}',
+    'sink.transaction-naming-strategy' = 'pooling', 'properties.transaction.timeout.ms' = '900000',
+    'properties.batch.size' = '262144'"""
+table_env.execute_sql(TABLE.format("samples", os.environ["INPUT_TOPIC"], SOURCE))
+table_env.execute_sql(TABLE.format("copies", output, SINK))
 table_env.execute_sql("INSERT INTO copies SELECT * FROM samples")

@@ -66,7 +66,7 @@ def test_a_flood_is_learned_in_large_batches_each_message_by_one_evaluation(stac
     job = stack.submit_job(LEARNER="sgd")
     client = Redis(**stack.settings.redis_client())
     key = f"{{{stack.settings.model_key}}}:meta"
-    until(lambda: int(client.hget(key, "samples") or 0) == 20_000, 120, "20,000 samples learned")
+    until(lambda: int(client.hget(key, "samples") or 0) == 20_000, 240, "20,000 samples learned")
     assert int(client.hget(key, "version")) <= 200  # 100 messages a commit; 1,000 and more on a machine at rest
     plan = stack.rest(f"/jobs/{job}/plan")["plan"]["nodes"]
     assert sum(node["description"].count("PythonCalc(") for node in plan) == 1
