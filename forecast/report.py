@@ -1,6 +1,9 @@
 """The whole forecast on this machine, and its figures against the goals: what ``make forecast`` runs."""
 
+import dataclasses
+import itertools
 import json
+import socket
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -11,14 +14,16 @@ from typing import Any
 import click
 import numpy as np
 import pandas as pd
+from kafka.admin import KafkaAdminClient, NewTopic
 from tqdm import tqdm
 
-from forecast import baselines, daily, join, scoring, v5
+import local_parts
+from forecast import baselines, daily, join, scoring, stream, v5
 from forecast.features import HORIZON, Features
 from forecast.series import Series, load
 from forecast.simulate import Operator, simulate, write_log
 from forecast.training import cache_compiled
-from settings import HERE, settings
+from settings import HERE, Settings, settings
 
 UPDATES = 7
 ORIGINS = (0, 30, 60)  # days after the first, with the model that was trained before it
@@ -158,6 +163,37 @@ def seeds_and_origins(report: Report, operator: Operator) -> None:
     report.save(seeds=spread, rolling_origins=rolling)
 
 
+def stream_speed(report: Report, operator: Operator, where: daily.Folders, most: int) -> None:
+    """Stream at most this many events through a Kafka of this report's own, and compare them with the batch result."""
+    ports = []
+    with socket.socket() as first, socket.socket() as second:
+        for probe in (first, second):
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    own = Settings(
+        run_dir=where.root / "kafka",
+        kafka_bootstrap_servers=f"127.0.0.1:{ports[0]}",
+        kafka_controller_port=ports[1],
+    )
+    local_parts.get_java_parts()
+    broker = local_parts.kafka(own)
+    broker.start()
+    try:
+        broker.wait_until_it_answers()
+        topics = stream.Topics(*(f"{name}_{ports[0]}" for name in dataclasses.astuple(stream.Topics())))
+        admin = KafkaAdminClient(**own.kafka_client())
+        admin.create_topics([NewTopic(name, 2, 1) for name in dataclasses.astuple(topics)])
+        admin.close()
+        lines = list(itertools.islice(stream.events(operator, int(operator.first[0]) + 1000, 10_000), most))
+        stream.produce(own, topics.events, tqdm(lines, desc="events into Kafka"))
+        found = stream.measure(own, topics, where.root / "checkpoints", len(lines))
+        got = stream.sums(pd.concat([stream.read(own, topics.cells), stream.read(own, topics.late)]))
+        expected = stream.batch(lines)
+        report.save(stream=found | {"equal_to_batch": bool(got.equals(expected))}, events_per_s=found["events_per_s"])
+    finally:
+        broker.stop()
+
+
 GOALS = (
     ("gap to the oracle closed, average MAPE", ">= 60 %", lambda f: f["gap_closed_avg_mape"]["v5"], lambda v: v >= 60),
     ("gap to the oracle closed, WAPE", ">= 50 %", lambda f: f["gap_closed_wape"]["v5"], lambda v: v >= 50),
@@ -227,10 +263,13 @@ def plot(path: Path, operator: Operator, forecasts: dict[str, np.ndarray]) -> No
 @click.command()
 @click.option("--cells", default=250_000_000, show_default=True, help="cells of the simulated grid")
 @click.option("--join-days", default=45, show_default=True, help="days of the grid that the joins fill")
-@click.option("--steps", default="days,accuracy,seeds,flights,join", show_default=True, help="what to do, with commas")
+@click.option("--events", default=2_000_000, show_default=True, help="events that the stream is timed with")
+@click.option(
+    "--steps", default="days,accuracy,seeds,flights,join,stream", show_default=True, help="what to do, with commas"
+)
 @click.option("--output", type=click.Path(path_type=Path), default=HERE / "benchmarks" / "forecast.json",
               show_default=False, help="the figures; default: benchmarks/forecast.json")  # fmt: skip
-def main(cells: int, join_days: int, steps: str, output: Path) -> None:
+def main(cells: int, join_days: int, events: int, steps: str, output: Path) -> None:
     """Simulate, train once, update seven days, score against every baseline, time the joins, and report."""
     where = daily.folders()
     cache_compiled(where.root / "compiled")
@@ -255,6 +294,8 @@ def main(cells: int, join_days: int, steps: str, output: Path) -> None:
     if "join" in wanted:
         compared = join.compare(operator, where.root / "join", join_days)
         report.save(join=compared, join_ratio=compared["join_ratio"])
+    if "stream" in wanted:
+        stream_speed(report, operator, where, events)
     text = goals(report.figures)
     for name in ("synthetic", "flights"):
         if name in report.figures:
