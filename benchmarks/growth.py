@@ -5,12 +5,13 @@ import signal
 import statistics
 import threading
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-import redis
 
 import messages
 from benchmarks.freshness import Watch, ask, page, send, watch_redis
@@ -189,50 +190,44 @@ def recovery(stack: Stack, times: int) -> dict[str, Any]:
     """Return seconds from SIGKILL to the first new commit, while 200 samples/s arrive, by what was killed."""
     view = stack.named()
     job = view.submit_job(LEARNER="sgd")
-    client = redis.Redis(**view.settings.redis_client())
-    key = f"{{{view.settings.model_key}}}:meta"
-    stop = threading.Event()
+    watch, stop = Watch(watch_redis(view.settings)), threading.Event()
 
     def keep_sending() -> None:
         while not stop.is_set():
             send(view.settings, 200, 100)
 
-    sender = threading.Thread(target=keep_sending, daemon=True)
-    sender.start()
-
     def kill_worker() -> None:
-        manager = psutil.Process(view.parts["taskmanager"].process.pid)
-        for worker in manager.children(recursive=True):
+        for worker in psutil.Process(view.parts["taskmanager"].process.pid).children(recursive=True):
             os.kill(worker.pid, signal.SIGKILL)
 
+    sender = threading.Thread(target=keep_sending, daemon=True)
+    sender.start()
     kills = {"Python worker": kill_worker, "TaskManager, restarted at once": lambda: view.restart("taskmanager")}
     found = {}
     try:
         for name, kill in kills.items():
-            seconds = []
-            for _ in range(times):
-                until(lambda: client.hget(key, "commit_id"), 120, "a first commit")
-                view.wait_for_job(job)
-                settled = client.hget(key, "version")
-                until(lambda settled=settled: int(client.hget(key, "version")) > int(settled) + 20, 60, "commits flow")
-                begin = time.monotonic()
-                kill()
-                # What a dying worker had on its way to Redis is no sign of life: a new commit comes after a pause.
-                last, moved = client.hget(key, "commit_id"), time.monotonic()
-                while True:
-                    now = client.hget(key, "commit_id")
-                    if now != last:
-                        if time.monotonic() - moved > 0.5:
-                            break
-                        last, moved = now, time.monotonic()
-                    if time.monotonic() - begin > 120:
-                        raise TimeoutError(f"no commit within 120 s of killing the {name}")
-                    time.sleep(0.005)
-                seconds.append(time.monotonic() - begin)
-                print(f"growth: recovery: {name}: {seconds[-1]:.1f} s", flush=True)
+            seconds = [_seconds_to_commit(watch, kill) for _ in range(times)]
             found[name] = figure(seconds, "s")
+            print(f"growth: recovery: {name}: {found[name]}", flush=True)
     finally:
         stop.set()
         sender.join(10)
+        watch.end()
         view.cancel_job(job)
     return found
+
+
+def _seconds_to_commit(watch: Watch, kill: Callable[[], object]) -> float:
+    """Kill when commits flow and return how long none came, from the kill on."""
+    commits = len(watch.seen)
+    until(lambda: len(watch.seen) > commits + 20, 120, "commits flow")
+    begin = time.monotonic()
+    kill()
+
+    def first_after_pause() -> float:
+        # What was on its way to Redis at the kill is no sign of life: a new commit comes after a pause.
+        times = [at for at, _ in watch.seen]
+        later = (at for before, at in pairwise(times) if at > begin and at - before > 0.5)
+        return next(later, 0.0)
+
+    return until(first_after_pause, 120, "a commit after the kill") - begin
