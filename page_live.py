@@ -190,11 +190,12 @@ class Live:
         return {"confusion": counted.confusion, "people": counted.by_source.get("page", [0, 0])}
 
     def weights(self) -> list[list[int]]:
-        """Return the ten weight pictures, each 64 numbers in -100..100; an empty list where there are none."""
+        """Return the ten weight pictures, each 64 numbers in -100..100 of its own strongest; empty where none."""
         if self._weights is None:
             return []
         pictures = self._weights[1]
-        return np.rint(100 * pictures / max(np.abs(pictures).max(), 1e-12)).astype(int).tolist()
+        strongest = np.maximum(np.abs(pictures).max(axis=1, keepdims=True), 1e-12)
+        return np.rint(100 * pictures / strongest).astype(int).tolist()
 
 
 class _Client:
