@@ -1,5 +1,7 @@
 """How cost grows: with features, classes, batch size and partitions; memory, catching up and recovery."""
 
+import base64
+import json
 import os
 import signal
 import statistics
@@ -9,6 +11,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import numpy as np
 import psutil
@@ -22,6 +26,8 @@ from tests.stack import Stack, until
 from trainer import Trainer
 
 SIZES = ((64, 10), (64, 100), (512, 10), (2_145, 10), (10_000, 10))  # features, classes
+DRAWING = b"""<svg xmlns="http://www.w3.org/2000/svg" width="280" height="280">
+<path d="M140 40 L140 240" stroke="black" stroke-width="20" fill="none"/></svg>"""
 PARTS = ("parse", "predict", "learn", "commit", "rest")
 
 
@@ -162,9 +168,10 @@ def catching_up(stack: Stack, waiting: int) -> dict[str, Any]:
             sender = threading.Thread(target=send, args=(config, 100, 100 * 20), daemon=True)
             sender.start()
             until(lambda: watch.seen, 120, "the first commit")
+            until(lambda: ask(config, "/model"), 60, "the page has a model")
             times: list[float] = []
             while not watch.reached(waiting):
-                _timed(lambda: ask(config, "/healthz"), times)() if _model(config) else time.sleep(0.05)
+                _timed(lambda: predict(config), times)()
                 if time.monotonic() - begin > 300:
                     raise TimeoutError(f"still {waiting - watch.seen[-1][1]} samples behind after 300 s")
             seconds = watch.seen[-1][0] - watch.seen[0][0]
@@ -179,11 +186,11 @@ def catching_up(stack: Stack, waiting: int) -> dict[str, Any]:
     return found
 
 
-def _model(config: Settings) -> bool:
-    try:
-        return bool(ask(config, "/model")["samples"])
-    except OSError:
-        return False
+def predict(config: Settings) -> dict:
+    """Return the page's answer to a drawing."""
+    form = urlencode({"imgStr": base64.b64encode(DRAWING)}).encode()
+    with urlopen(f"http://127.0.0.1:{config.page_port}/predict", form, timeout=10) as answer:
+        return json.load(answer)
 
 
 def recovery(stack: Stack, times: int) -> dict[str, Any]:
