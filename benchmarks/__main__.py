@@ -49,8 +49,9 @@ def _throughput(parts: Stack, quick: bool, rounds: int, names: tuple[str, ...]) 
     fill(stack.settings, total)
     throughput.run_once(stack, throughput.ALL[0], total, 10)  # Flink's JVMs compile what runs often: nobody pays for it
     found = throughput.measure(stack, total, rounds, 5 if quick else 10, names)
-    alone = [throughput.partial_fit_alone(5000) for _ in range(rounds)]
-    found["partial_fit_alone"] = {"title": "limit: partial_fit alone, batch 5000", **figure(alone, "samples/s")}
+    batch = round(found["throughput"].get(throughput.OURS, {}).get("samples_per_commit", {}).get("median", 5000))
+    alone = [throughput.partial_fit_alone(batch) for _ in range(rounds)]
+    found["partial_fit_alone"] = {"title": f"limit: partial_fit alone, batch {batch}", **figure(alone, "samples/s")}
     return found
 
 

@@ -94,6 +94,7 @@ class Pace:
     samples: int
     cpu_us: dict[str, float] = field(default_factory=dict)  # process -> microseconds of CPU per sample
     threads_us: dict[str, float] = field(default_factory=dict)  # the TaskManager's thread -> the same
+    per_commit: int = 0  # samples, on average, where the job is ours
 
 
 class NothingCameError(RuntimeError):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import redis
+
 from benchmarks.measure import Pace, figure, pace
 from settings import HERE
 from tests.stack import Stack
@@ -86,7 +88,12 @@ def running(stack: Stack, contender: Contender) -> Iterator[Stack]:
 def run_once(stack: Stack, contender: Contender, total: int, seconds: float) -> Pace:
     """Return one contender's pace over ``total`` waiting samples, watched for at most ``seconds``."""
     with running(stack, contender) as view:
-        return pace(view.settings, view.settings.predict_topic, total, seconds, stack)
+        found = pace(view.settings, view.settings.predict_topic, total, seconds, stack)
+        if contender.name == OURS:
+            client = redis.Redis(**view.settings.redis_client())
+            samples, commits = client.hmget(f"{{{view.settings.model_key}}}:meta", "samples", "version")
+            found.per_commit = round(int(samples) / int(commits))
+    return found
 
 
 def partial_fit_alone(batch: int, seconds: float = 3) -> float:
@@ -117,4 +124,5 @@ def measure(stack: Stack, total: int, rounds: int, seconds: float, names: tuple[
     if OURS in table:
         ratios = {n: round(table[OURS]["median"] / row["median"], 2) for n, row in table.items() if n != OURS}
         table[OURS]["threads_us_per_sample"] = paces[OURS][-1].threads_us
+        table[OURS]["samples_per_commit"] = figure([p.per_commit for p in paces[OURS]], "samples")
     return {"throughput": table, "ratios": ratios}
