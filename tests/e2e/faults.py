@@ -342,7 +342,10 @@ def roll_redis_back_under_the_job(t: Trial) -> None:
 def roll_redis_back_while_the_job_is_down(t: Trial) -> None:
     copy = copy_redis(t)
     t.recovered()
-    until(lambda: not t.unfinished() or time.sleep(1), 60, "a checkpoint past the copy")  # type: ignore[func-returns-value]
+    wanted = {p: end for p, (_, end) in t.log.bounds().items()}
+    until(
+        lambda: all(t.log.committed().get(p, 0) >= end for p, end in wanted.items()), 60, "a checkpoint past the copy"
+    )
     t.cancel()
     put_redis_back(t, copy)
     t.submit(t.newest_checkpoint())
