@@ -212,8 +212,11 @@ class LocalStack:
     def mend(self, pool: ThreadPoolExecutor) -> None:
         for unit in self.units:
             if unit.down and not unit.busy and time.monotonic() >= unit.next_try:
-                dead = ", ".join(part.name for part in unit.parts if not part.alive)
-                self.line.say(f"{time.strftime('%H:%M:%S')} {dead} died, starting it again; log: {unit.parts[0].log}")
+                for part in unit.parts:
+                    if not part.alive:
+                        self.line.say(
+                            f"{time.strftime('%H:%M:%S')} {part.name} died, starting it again; log: {part.log}"
+                        )
                 unit.mending = pool.submit(unit.mend, self.stopping)
 
     def keep_job(self, pool: ThreadPoolExecutor) -> None:
