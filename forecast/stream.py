@@ -131,7 +131,7 @@ def read(settings: Settings, topic: str) -> pd.DataFrame:
         **settings.kafka_client(),
         auto_offset_reset="earliest",
         isolation_level="read_committed",
-        consumer_timeout_ms=3000,
+        consumer_timeout_ms=10_000,
     )
     rows = [record.value.decode().replace('"', "").split(",") for record in consumer]
     consumer.close()
