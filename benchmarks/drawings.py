@@ -159,8 +159,14 @@ def all_hands() -> dict[str, list[Shape]]:
         hands[f"{name} skeleton"] = [_skeleton(shape) for shape in outlines]
     for name in HERSHEY_FONTS:
         hands[f"hershey-{name} strokes"] = [_hershey(name, digit) for digit in range(10)]
+    return hands | pens()
+
+
+def pens() -> dict[str, list[Shape]]:
+    """Return the hands that are pen movements: each has a way of its own for each digit."""
+    hands = {}
     for k in range(PENS):
-        rng = np.random.default_rng(k)  # a person has a way of their own for each digit
+        rng = np.random.default_rng(k)
         hands[f"pen-{k} movement"] = [_movement(d, str(rng.choice(ways))) for d, ways in MOVEMENTS.items()]
     return hands
 
