@@ -128,7 +128,7 @@ def send(config: Settings, rate: float, count: int) -> np.ndarray:
 
 def spread(ages: np.ndarray) -> dict[str, float]:
     """Return the percentiles of ages in ms."""
-    p50, p99, most = np.percentile(ages, [50, 99, 100])
+    p50, p99, most = np.percentile(ages, [50, 99, 100]).tolist()
     return {"p50": round(p50, 1), "p99": round(p99, 1), "max": round(most, 1), "samples": len(ages)}
 
 
