@@ -173,7 +173,8 @@ class _Gunicorn(BaseApplication):
             "worker_class": "gthread",
             "threads": THREADS,
             "loglevel": "warning",
-            "graceful_timeout": 5,
+            "graceful_timeout": 10,
+            "keepalive": 30,  # seconds; a connection that is closed just as the next request comes is an error
             "post_worker_init": self._begin,
             "worker_exit": self._end,
             "control_socket_disable": True,

@@ -160,7 +160,8 @@ async function modelMoved(model) {
   const line = document.createElement("b");
   line.textContent = `Learned: version ${before.model_version.toLocaleString("en")} → ${now.model_version.toLocaleString("en")}.`;
   const [was, is] = [before, now].map((each) => percent(each.probabilities?.[label], 2));
-  $("said").replaceChildren(line, now.probabilities ? ` ${label} was at ${was}, now it is at ${is}.` : "");
+  const moved = was === is ? ` ${label} stays at ${is}.` : ` ${label} was at ${was}, now it is at ${is}.`;
+  $("said").replaceChildren(line, now.probabilities ? moved : "");
 }
 
 function say(sentence, problem) {
