@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PROJECT = $(PYTHON) bootstrap.py
 
-.PHONY: run test faults bench bench-page bench-drawings fuzz-page clean
+.PHONY: run test faults accuracy bench bench-page bench-drawings fuzz-page clean
 
 run: ## start everything, until Ctrl-C
 	@$(PROJECT) local_stack.py run
@@ -23,6 +23,10 @@ bench: ## throughput against what people would use instead, freshness, growth: b
 bench-page: ## load on the page of a running make run: 100 requests/s for a minute
 	@$(PROJECT) --dev -m pip --disable-pip-version-check -q install -r requirements-bench.txt
 	@$(PROJECT) -m locust -f benchmarks/page_load.py --headless --only-summary -u 10 -r 10 -t 60s
+
+accuracy: ## how often each learner is right before it learns: table, benchmarks/accuracy.json, plots in docs (ACCURACY=--help)
+	@$(PROJECT) --dev -m pip --disable-pip-version-check -q install -r requirements-bench.txt
+	@$(PROJECT) -W ignore -m benchmarks.accuracy $(ACCURACY)
 
 bench-drawings: ## how many drawings of the benchmark's own stroke set are read right, before and after teaching
 	@$(PROJECT) --dev -m pip --disable-pip-version-check -q install -r requirements-bench.txt

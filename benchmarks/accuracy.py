@@ -3,14 +3,15 @@
     make accuracy
 
 Each learner goes once through the 1,797 digits from a cold start, each sample predicted and then learned alone, in
-shuffles that are the same for all. Then it reads pen strokes that it has never seen and was not taught. Writes
-accuracy.json and the plots beside it in docs/.
+shuffles that are the same for all. Then it reads pen strokes that it has never seen and was not taught. Samples/s
+are those of one core (processor time of predicting and learning). Figures go into accuracy.json, learner by learner;
+the plots in docs/ are drawn from there.
 """
 
 import json
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.kernel_approximation import RBFSampler
 from sklearn.linear_model import SGDClassifier
-from sklearn.metrics import log_loss
+from sklearn.metrics import confusion_matrix, log_loss
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, PolynomialFeatures
 from tqdm import tqdm
@@ -34,7 +35,9 @@ from learner import EstimatorLearner, Learner, new_learner
 matplotlib.use("Agg")
 
 HERE = Path(__file__).resolve().parent
+FIGURES = HERE / "accuracy.json"
 DOCS = HERE.parent / "docs"
+CURVE = 100  # samples per point of the curves
 CLASSES = np.arange(10)
 X, Y = load_digits(return_X_y=True)
 
@@ -89,7 +92,7 @@ def named(name: str) -> Callable[[], Learner]:
 
 CONTENDERS = {
     "default": Contender("**the default**", named("default"), few=False, probabilities=True),
-    "default_10": Contender("the default, in batches of 10", named("default"), few=False, batch=10),
+    "default_10": Contender("the default, in batches of 10", named("default"), batch=10),
     "sgd": Contender("the original's SGD", named("sgd"), few=False, probabilities=True),
     "river_logistic": Contender("River: logistic", named("examples.river_digits:logistic")),
     "river_softmax": Contender("River: softmax", named("examples.river_digits:softmax")),
@@ -112,10 +115,11 @@ class Result:
     predicted: list[np.ndarray] = field(default_factory=list)
     shares: list[np.ndarray] = field(default_factory=list)
     stroke_shares: list[np.ndarray] = field(default_factory=list)
+    stroke_labels: list[np.ndarray] = field(default_factory=list)
 
-    def summary(self) -> dict[str, float | int]:
+    def summary(self) -> dict[str, Any]:
         """Return the figures as they go into accuracy.json."""
-        figures: dict[str, float | int] = {
+        figures: dict[str, Any] = {
             "mean": _mean(self.accuracy),
             "sd": _deviation(self.accuracy),
             "shuffles": len(self.accuracy),
@@ -123,14 +127,21 @@ class Result:
             "strokes_mean": _mean(self.strokes),
             "strokes_sd": _deviation(self.strokes),
         }
+        right = np.mean([p == y for p, y in zip(self.predicted, self.labels, strict=True)], axis=0)
+        figures["curve"] = [_mean(right[end - CURVE : end]) for end in range(CURVE, len(right) + 1, CURVE)]
         if self.shares:
             shares, labels = np.vstack(self.shares), np.concatenate(self.labels)
             figures["log_loss"] = round(float(log_loss(labels, shares, labels=CLASSES)), 4)
-            figures["calibration_error"] = round(calibration_error(shares, labels), 4)
+            figures["calibration"] = calibration(shares, labels)
+            figures["calibration_strokes"] = calibration(
+                np.vstack(self.stroke_shares), np.concatenate(self.stroke_labels)
+            )
+            predicted = np.concatenate(self.predicted)
+            figures["confusion"] = confusion_matrix(labels, predicted, labels=[*CLASSES, -1])[:10, :10].tolist()
         return figures
 
 
-def _mean(values: list[float]) -> float:
+def _mean(values: Sequence[float] | np.ndarray) -> float:
     return round(float(np.mean(values)), 4)
 
 
@@ -146,10 +157,10 @@ def run(contender: Contender, shuffle: int, strokes: tuple[np.ndarray, np.ndarra
         here, rows = slice(start, start + contender.batch), order[start : start + contender.batch]
         if start and contender.probabilities:
             shares[here] = served(learner).predict_proba(X[rows])
-        began = time.perf_counter()
+        began = time.process_time()
         guess = learner.predict(X[rows])
         learner.learn(X[rows], Y[rows])
-        seconds += time.perf_counter() - began
+        seconds += time.process_time() - began
         if guess is not None:
             predicted[here] = guess
     result.accuracy.append(float((predicted == Y[order]).mean()))
@@ -161,6 +172,7 @@ def run(contender: Contender, shuffle: int, strokes: tuple[np.ndarray, np.ndarra
         result.shares.append(np.clip(shares, 1e-6, 1))  # sure and wrong would be an endless log loss
         result.shares[-1] /= result.shares[-1].sum(axis=1, keepdims=True)
         result.stroke_shares.append(served(learner).predict_proba(strokes[0]))
+        result.stroke_labels.append(strokes[1])
 
 
 def served(learner: Learner) -> Any:
@@ -168,59 +180,55 @@ def served(learner: Learner) -> Any:
     return pickle.loads(learner.model_bytes())  # noqa: S301 - made a line before
 
 
-def calibration_error(shares: np.ndarray, labels: np.ndarray, bins: int = 10) -> float:
-    """Return the expected calibration error: how far the stated probability is from the share that is right."""
+def calibration(shares: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Return, in tenths of the stated probability, its mean, the share that is right, and how many there are.
+
+    ``error`` is the expected calibration error, the mean distance of the first two.
+    """
     sure, right = shares.max(axis=1), shares.argmax(axis=1) == labels
-    place = np.minimum((sure * bins).astype(int), bins - 1)
-    return float(sum(abs(sure[place == k].sum() - right[place == k].sum()) for k in range(bins)) / len(labels))
+    place = np.minimum((sure * 10).astype(int), 9)
+    bins = [k for k in range(10) if (place == k).any()]
+    stated, found = [_mean(sure[place == k]) for k in bins], [_mean(right[place == k]) for k in bins]
+    counts = [int((place == k).sum()) for k in bins]
+    error = np.average(np.abs(np.subtract(stated, found)), weights=counts)
+    return {"error": round(float(error), 4), "stated": stated, "right": found, "samples": counts}
 
 
-def draw_curves(results: dict[str, Result], path: Path) -> None:
-    """Plot the share of the last 100 samples that was right, mean of the shuffles, over samples seen."""
+def draw_curves(figures: dict[str, dict]) -> plt.Figure:
+    """Plot the share of the last 100 samples that was right over samples seen."""
     figure, axes = plt.subplots(figsize=(8, 4.5))
-    for name, result in results.items():
-        right = np.mean([p == y for p, y in zip(result.predicted, result.labels, strict=True)], axis=0)
-        recent = np.convolve(right, np.ones(100) / 100, mode="valid")
-        axes.plot(np.arange(100, len(right) + 1), recent, label=CONTENDERS[name].title.strip("*"))
-    axes.set(xlabel="samples seen", ylabel="right of the last 100", ylim=(0.6, 1), title="One pass from a cold start")
+    for name, row in figures.items():
+        seen = CURVE * np.arange(1, len(row["curve"]) + 1)
+        axes.plot(
+            seen, row["curve"], label=CONTENDERS[name].title.strip("*"), linewidth=2.5 if name == "default" else 1
+        )
+    axes.set(xlabel="samples seen", ylabel=f"right of the last {CURVE}", ylim=(0.5, 1))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path, bbox_inches="tight", dpi=120)
-    plt.close(figure)
+    axes.legend(fontsize="small", loc="lower right")
+    return figure
 
 
-def draw_confusion(result: Result, path: Path) -> None:
-    """Plot what the default learner took each digit for, in thousandths of that digit."""
-    labels, predicted = np.concatenate(result.labels), np.concatenate(result.predicted)
-    counts = np.array([[((labels == a) & (predicted == b)).sum() for b in CLASSES] for a in CLASSES])
-    shares = 1000 * counts / np.bincount(labels)[:, None]
+def draw_confusion(counts: list[list[int]]) -> plt.Figure:
+    """Plot what each digit was taken for, in thousandths of that digit."""
+    shares = 1000 * np.array(counts) / np.sum(counts, axis=1, keepdims=True)
     figure, axes = plt.subplots(figsize=(5, 5))
     axes.imshow(shares - np.diag(np.diag(shares)), cmap="Reds")
     for a in CLASSES:
         for b in CLASSES:
             axes.text(b, a, f"{shares[a, b]:.0f}", ha="center", va="center", fontsize=8)
     axes.set(xlabel="predicted", ylabel="actual", xticks=CLASSES, yticks=CLASSES, title="Of 1,000 of each digit")
-    figure.savefig(path, bbox_inches="tight", dpi=120)
-    plt.close(figure)
+    return figure
 
 
-def draw_calibration(result: Result, strokes: tuple[np.ndarray, np.ndarray], path: Path) -> None:
-    """Plot how often the default learner is right over how sure it says it is."""
+def draw_calibration(row: dict) -> plt.Figure:
+    """Plot how often a learner is right over how sure it says it is."""
     figure, axes = plt.subplots(figsize=(5, 5))
-    sets = {
-        "digits, while learning": (np.vstack(result.shares), np.concatenate(result.labels)),
-        "pen strokes, never taught": (np.vstack(result.stroke_shares), np.tile(strokes[1], len(result.stroke_shares))),
-    }
-    for title, (shares, labels) in sets.items():
-        sure, right = shares.max(axis=1), shares.argmax(axis=1) == labels
-        place = np.minimum((sure * 10).astype(int), 9)
-        bins = [k for k in range(10) if (place == k).sum() >= 20]
-        axes.plot([sure[place == k].mean() for k in bins], [right[place == k].mean() for k in bins], "o-", label=title)
+    for title, key in (("digits, while learning", "calibration"), ("pen strokes, never taught", "calibration_strokes")):
+        axes.plot(row[key]["stated"], row[key]["right"], "o-", label=title)
     axes.plot([0, 1], [0, 1], ":", color="grey")
-    axes.set(xlabel="stated probability", ylabel="share that is right", title="Calibration of the default")
+    axes.set(xlabel="stated probability", ylabel="share that is right")
     axes.legend()
-    figure.savefig(path, bbox_inches="tight", dpi=120)
-    plt.close(figure)
+    return figure
 
 
 def table(figures: dict[str, dict]) -> str:
@@ -233,33 +241,41 @@ def table(figures: dict[str, dict]) -> str:
         lines.append(
             f"| {CONTENDERS[name].title} | {row['mean']:.4f} ± {row['sd']:.4f} | {row['strokes_mean']:.3f} ± "
             f"{row['strokes_sd']:.3f} | {row['samples_per_s']:,} | {row.get('log_loss', '')} | "
-            f"{row.get('calibration_error', '')} | {row['shuffles']} |"
+            f"{row.get('calibration', {}).get('error', '')} | {row['shuffles']} |"
         )
     return "\n".join(lines)
 
 
 @click.command()
-@click.option("--shuffles", default=20, show_default=True, help="Shuffles of the digits for the fast learners.")
-@click.option("--few", default=3, show_default=True, help="Shuffles for the slow ones.")
-@click.option("--only", multiple=True, type=click.Choice(list(CONTENDERS)), help="Leave out the others; no file.")
+@click.option("--shuffles", default=20, show_default=True, help="Shuffles of the digits for the project's learners.")
+@click.option("--few", default=3, show_default=True, help="Shuffles for the others.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(list(CONTENDERS)), help="Measure these, keep the others' rows."
+)
 def main(shuffles: int, few: int, only: tuple[str, ...]) -> None:
-    """Measure every learner; print the table, write accuracy.json and the plots."""
+    """Measure the learners, print the table, write accuracy.json and the plots."""
     X_strokes, y_strokes, _ = stroke_set(n=2000)
-    strokes = X_strokes.astype(np.float64), y_strokes
+    figures = json.loads(FIGURES.read_text()) if only and FIGURES.exists() else {}
     chosen = {name: contender for name, contender in CONTENDERS.items() if name in only or not only}
-    turns = [(name, turn) for name, one in chosen.items() for turn in range(few if one.few else shuffles)]
-    results = {name: Result() for name in chosen}
-    for name, turn in (progress := tqdm(turns, unit="pass")):
+    progress = tqdm(total=sum(few if one.few else shuffles for one in chosen.values()), unit="pass")
+    for name, contender in chosen.items():
         progress.set_description(name)
-        run(chosen[name], turn, strokes, results[name])
-    figures = {name: result.summary() for name, result in results.items()}
+        result = Result()
+        for shuffle in range(few if contender.few else shuffles):
+            run(contender, shuffle, (X_strokes.astype(np.float64), y_strokes), result)
+            progress.update()
+        figures[name] = result.summary()
+        FIGURES.write_text(json.dumps({key: figures[key] for key in CONTENDERS if key in figures}) + "\n")
+    progress.close()
+    figures = json.loads(FIGURES.read_text())
     print(table(figures))
-    if not only:
-        (HERE / "accuracy.json").write_text(json.dumps(figures, indent=2) + "\n")
-        DOCS.mkdir(exist_ok=True)
-        draw_curves(results, DOCS / "accuracy_curves.png")
-        draw_confusion(results["default"], DOCS / "accuracy_confusion.png")
-        draw_calibration(results["default"], strokes, DOCS / "accuracy_calibration.png")
+    DOCS.mkdir(exist_ok=True)
+    plots = {"curves": draw_curves(figures)}
+    if "default" in figures:
+        plots["confusion"] = draw_confusion(figures["default"]["confusion"])
+        plots["calibration"] = draw_calibration(figures["default"])
+    for title, plot in plots.items():
+        plot.savefig(DOCS / f"accuracy-{title}.png", bbox_inches="tight", dpi=110)
 
 
 if __name__ == "__main__":

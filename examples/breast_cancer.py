@@ -2,7 +2,7 @@
 
     export PYTHONPATH=examples MESSAGE_FORMAT=breast_cancer:CANCER LEARNER=breast_cancer:learner
     make run                                    # the same job, topics and store
-    .local/venv/bin/python examples/breast_cancer.py   # sends the data set once
+    PYTHONPATH=. .local/venv/bin/python examples/breast_cancer.py  # sends the data set once
 
 Only the message and the factory differ from the digits.
 """
