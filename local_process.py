@@ -146,24 +146,35 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+def session(leader: int) -> list[psutil.Process]:
+    """Return the living processes of the session that this pid leads or led."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 def kill_session(leader: int) -> int:
-    """SIGKILL the session that this pid leads or led (Flink's Python workers outlive it); returns how many."""
-    killed = 0
-    for pid in psutil.pids():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getsid(pid) == leader:
-                os.kill(pid, signal.SIGKILL)
-                killed += 1
-    return killed
+    """SIGKILL a session (Flink's Python workers outlive its leader); returns how many processes."""
+    processes = session(leader)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return len(processes)
 
 
 def end_leftovers(run_dir: Path) -> list[str]:
-    """End what a run that was killed left running; returns the names of those parts."""
+    """End what a run that was killed left running, and wait until it is gone; returns the names of those parts."""
     ended = []
     for pid_file in sorted((run_dir / "pids").glob("*")):
         pid, started = pid_file.read_text().split() if pid_file.stat().st_size else ("0", "0")
         if is_same_session(int(pid), float(started)) and kill_session(int(pid)):
             ended.append(pid_file.name)
+            deadline = time.monotonic() + 10
+            while session(int(pid)) and time.monotonic() < deadline:  # until then they hold their ports
+                time.sleep(0.05)
         pid_file.unlink()
     return ended
 
