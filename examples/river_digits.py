@@ -6,6 +6,8 @@ from river.linear_model import LogisticRegression, SoftmaxRegression
 from river.multiclass import OneVsRestClassifier
 from river.neighbors import KNNClassifier
 from river.tree import HoeffdingTreeClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 # River 0.23 is the newest that takes numpy 2.1; it names an argument that scikit-learn 1.8 renamed.
 _checks = river_to_sklearn.SKLEARN_INPUT_X_PARAMS
@@ -18,14 +20,14 @@ class RiverClassifier(River2SKLClassifier):
     river_estimator: Classifier
 
 
-def logistic() -> RiverClassifier:
-    """Return one logistic regression per digit."""
-    return RiverClassifier(OneVsRestClassifier(LogisticRegression()))
+def logistic() -> Pipeline:
+    """Return one logistic regression per digit, on pixels brought to one scale."""
+    return make_pipeline(StandardScaler(), RiverClassifier(OneVsRestClassifier(LogisticRegression())))
 
 
-def softmax() -> RiverClassifier:
-    """Return a softmax regression."""
-    return RiverClassifier(SoftmaxRegression())
+def softmax() -> Pipeline:
+    """Return a softmax regression on pixels brought to one scale."""
+    return make_pipeline(StandardScaler(), RiverClassifier(SoftmaxRegression()))
 
 
 def tree() -> RiverClassifier:
