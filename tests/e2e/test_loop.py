@@ -44,7 +44,7 @@ def read_committed(stack: Stack, topic: str, wanted: int) -> list[dict]:
     return found
 
 
-def learned(stack: Stack, samples: int, seconds: float = 90):
+def learned(stack: Stack, samples: int, seconds: float = 240):
     """Wait until so many samples are learned, and return what is stored."""
     store = ModelStore(stack.settings)
 
@@ -102,10 +102,9 @@ def test_the_ten_second_metrics_cover_ten_seconds(stack):
     producer = subprocess.Popen([sys.executable, "data_producer.py", "--rate", "50", "--endless"], cwd=HERE, env=stack.env,
                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     try:
-        learned(stack, 900)
-        # 50 a second for longer than ten seconds: about 500, not the 900 and more since the start.
-        total = until(lambda: int(metrics(stack, job).get("total_10_sec", 0)), 30)
-        assert 300 <= total <= 700
+        learned(stack, 1500)
+        # 50 a second is 500 in ten seconds; more at first, as samples waited for the job, and many more since the start.
+        until(lambda: 350 <= int(metrics(stack, job).get("total_10_sec", 0)) <= 650, 120, "500 in ten seconds")
     finally:
         producer.terminate()
         producer.wait(20)
