@@ -6,6 +6,8 @@ import pytest
 
 from tests.e2e.faults import FAULTS, strike, trial
 
+pytestmark = pytest.mark.unproven
+
 SEED = random.SystemRandom().randrange(1 << 31)
 
 

@@ -69,7 +69,6 @@ def test_every_digit_is_learned_once_comes_out_once_and_is_counted_in_flinks_met
     run(stack, "data_producer.py", "--rate", "2000")
     stored = learned(stack, 1797)
     assert (stored.meta.samples, stored.meta.rejected, stored.meta.progress) == (1797, 0, {0: 1797})
-    assert stored.meta.scores.accuracy > 0.5  # a flood is predicted in large batches, by a model of few samples
 
     plain = redis.Redis(**stack.settings.redis_client())
     estimator = pickle.loads(plain.get(stack.settings.model_key))

@@ -79,6 +79,7 @@ def test_partitions_are_learned_once_each_also_one_added_and_a_gap_in_one_of_two
     log.close()
 
 
+@pytest.mark.unproven
 def test_a_parallelism_above_one_is_refused_in_a_sentence(stack, tmp_path):
     conf = tmp_path / "conf"
     shutil.copytree(stack.settings.run_dir / "flink" / "conf", conf)

@@ -21,6 +21,8 @@ from settings import HERE, Settings
 from tests.page import drawing, serving
 from tests.stack import Stack, free_port, make_stack, until
 
+pytestmark = pytest.mark.unproven
+
 X, LABELS = load_digits(return_X_y=True)
 
 
