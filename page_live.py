@@ -165,11 +165,11 @@ class Live:
         with self._changed:
             self._clients -= 1
 
-    def events(self) -> Iterator[bytes]:
-        """Yield server-sent events until the page ends."""
+    def events(self, gone: Callable[[], bool] = lambda: False) -> Iterator[bytes]:
+        """Yield server-sent events until the page ends or the client is ``gone``, which is asked every second."""
         client = _Client()
         yield b"retry: 1000\n\n"
-        while not self.ending():
+        while not (self.ending() or gone()):
             changes = self._changes
             yield from client.frame(self)
             time.sleep(MIN_PAUSE)

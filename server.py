@@ -87,7 +87,9 @@ def _routes(app: Flask, parts: Parts) -> None:
     @app.get("/events")
     def events() -> Response:
         parts.live.enter()
-        response = Response(parts.live.events(), mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        connection = request.environ.get("gunicorn.socket")
+        events = parts.live.events(lambda: connection is not None and has_hung_up(connection))
+        response = Response(events, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
         response.call_on_close(parts.live.leave)
         return response
 
@@ -96,6 +98,16 @@ def _routes(app: Flask, parts: Parts) -> None:
         found = parts.live.parts()
         well = parts.watcher.current is not None and found["redis"] == found["kafka"] == "up"
         return {"success": well, **found}, 200 if well else 503
+
+
+def has_hung_up(connection: socket.socket) -> bool:
+    """Return whether the other end has closed the connection; without asking, only the second write to it would tell."""
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _feedback(parts: Parts) -> Callable[[], tuple[dict, int]]:

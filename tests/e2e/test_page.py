@@ -199,9 +199,9 @@ def test_a_digit_is_drawn_by_keyboard(tab: Page):
 
 @pytest.mark.parametrize(("paper", "ink"), [("white", "black"), ("black", "white")])
 def test_an_image_is_read_as_a_drawing(tab: Page, paper, ink, tmp_path):
-    image = Image.new("RGB", (200, 260), paper)
+    image = Image.new("RGB", (260, 260), paper)
     for stroke in STROKES[7]:
-        ImageDraw.Draw(image).line([(2 * x, 2.6 * y) for x, y in stroke], fill=ink, width=18, joint="curve")
+        ImageDraw.Draw(image).line([(2.6 * x, 2.6 * y) for x, y in stroke], fill=ink, width=18, joint="curve")
     image.save(tmp_path / "seven.png")
     tab.locator("#image").set_input_files(tmp_path / "seven.png")
     expect(tab.locator("#answer")).to_have_text("7")

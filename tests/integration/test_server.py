@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from data_producer import client_config
 from model_store import ModelStore
+from page_live import MAX_CLIENTS
 from server import MAX_BODY_BYTES
 from settings import HERE
 from tests.page import Page, a_model, commit, drawing, serving
@@ -131,7 +132,16 @@ def test_history_survives_a_restart_of_the_page(page: Page):
     points = until(lambda: history(page), 10, "a point of history")
     page.stop()
     page.start()
-    assert until(lambda: history(page), 10, "history is there again")[0] == points[0]
+    until(lambda: history(page)[0] == points[0], 10, "history is there again")
+
+
+def test_a_page_that_was_closed_gives_its_place_to_the_next(page: Page):
+    for n in range(3 * MAX_CLIENTS):
+        answer = requests.get(page.url + "/events", stream=True, timeout=10)
+        assert answer.status_code == 200, n
+        next(answer.iter_lines())
+        answer.close()
+        time.sleep(0.2)
 
 
 def history(page: Page) -> list:
