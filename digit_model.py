@@ -31,6 +31,15 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
         self.classes = classes
         self.weights = weights
 
+    def __setstate__(self, state: dict) -> None:
+        """Take over what was pickled; raises ``ValueError`` where another version of this module pickled it."""
+        super().__setstate__(state)
+        shape = np.shape(state.get("weights"))
+        if shape != (N_WEIGHTS, len(state.get("classes", ()))):
+            raise ValueError(
+                f"the default learner of another version of this project: its weights have the shape {shape}"
+            )
+
     @property
     def classes_(self) -> np.ndarray:
         """Return the labels in the order of the probabilities."""

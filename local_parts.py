@@ -431,6 +431,9 @@ logger.kafka.name = org.apache.kafka
 logger.kafka.level = WARN
 logger.checkpoints.name = org.apache.flink.runtime.checkpoint
 logger.checkpoints.level = WARN
+# When a Python worker dies it writes down the environment that the worker had, with the passwords in it.
+logger.workers.name = org.apache.beam.runners.fnexecution.control.DefaultJobBundleFactory
+logger.workers.level = OFF
 """
 
 
@@ -558,8 +561,8 @@ def write_flink_launcher() -> Path:
         "#!/bin/sh",
         "# Made by local_parts.py: Flink's command line with the environment's own Java and Python.",
         *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
-        f'export FLINK_CONF_DIR="${{FLINK_CONF_DIR:-${{RUN_DIR:-{HERE}/.local}}/flink/conf}}"',
-        'run="${FLINK_CONF_DIR%/flink/conf}"',
+        f'run="${{RUN_DIR:-{HERE}/.local}}"',
+        'export FLINK_CONF_DIR="${FLINK_CONF_DIR:-$run/flink/conf}"',
         f'export PYFLINK_CLIENT_EXECUTABLE="${{PYFLINK_CLIENT_EXECUTABLE:-{VENV_BIN}/python}}"',
         f'export PATH="{VENV_BIN}:$PATH"',
         f'exec "$JAVA_HOME/bin/java" {shlex.join([*LEAN_JAVA, *flink_options()])} -Dlog.file="$run/log/flink-client.log" \\',

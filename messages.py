@@ -197,12 +197,6 @@ def load_format(name: str) -> Format:
         raise ValueError(f"MESSAGE_FORMAT {name!r} must be module:name of a message format: {error}.") from error
 
 
-def prediction(document: bytes, predicted: float | None, version: int | None, partition: int, offset: int,
-               replayed: bool = False) -> bytes:  # fmt: skip
-    """Return a good message with the job's fields added to its end."""
-    return predictions([document], [predicted], version, [partition], [offset], [replayed])[0]
-
-
 def predictions(documents: Sequence[bytes], predicted: Sequence[float | None], version: int | None,
                 partitions: Sequence[int], offsets: Sequence[int], replayed: Sequence[bool]) -> list[bytes]:  # fmt: skip
     """Return good messages, each with the job's fields added to its end; ``version`` made all the predictions."""

@@ -108,7 +108,9 @@ class Stack:
         local_parts.write_flink_launcher()
         missing = [name for name in STARTS if name in names and not (name in self.parts and self.parts[name].alive)]
         for name in missing:
-            self.parts.setdefault(name, STARTS[name](self.settings)).start()
+            if name not in self.parts:
+                self.parts[name] = STARTS[name](self.settings)
+            self.parts[name].start()
         for name in missing:
             self.parts[name].wait_until_it_answers()
         return self

@@ -79,11 +79,9 @@ def test_partitions_are_learned_once_each_also_one_added_and_a_gap_in_one_of_two
     log.close()
 
 
-@pytest.mark.unproven
 def test_a_parallelism_above_one_is_refused_in_a_sentence(stack, tmp_path):
     conf = tmp_path / "conf"
     shutil.copytree(stack.settings.run_dir / "flink" / "conf", conf)
-    (tmp_path / "lib").symlink_to(stack.settings.run_dir / "flink" / "lib")
     text = (conf / "config.yaml").read_text()
     (conf / "config.yaml").write_text(text.replace("parallelism.default: 1\n", "parallelism.default: 2\n"))
     with pytest.raises(AssertionError, match="one model learns one stream in one order") as refusal:

@@ -18,8 +18,9 @@ from data_producer import (
     prepared_digits,
     reject_to_edit,
 )
-from messages import DIGITS, prediction, reject
+from messages import DIGITS, reject
 from settings import Settings
+from tests.unit.outputs import prediction
 
 GOOD = DIGITS.sample([1] * 64, 3, ts="2026-11-21 04:00:00")
 PREPARED = prepared_digits()

@@ -1,5 +1,7 @@
 """The learners that the project brings, and what it says of those that can't be."""
 
+import pickle
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -7,8 +9,9 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.preprocessing import StandardScaler
 
 from digit_learner import MEMORY, DigitLearner, distorted
+from digit_model import DigitClassifier
 from learner import LearnerError, load_learner, new_learner
-from model_store import STATE_PAGE
+from model_store import STATE_PAGE, Meta, ModelFormatError, unpickle
 from tests.unit.learners import served
 
 CLASSES = np.arange(10)
@@ -150,3 +153,17 @@ def test_distorted_digits_stay_digits():
     moved = np.abs(copies - X[:500]).mean(axis=1)
     assert np.median(moved) > 0.5
     assert np.abs(copies.sum() / X[:500].sum() - 1) < 0.1
+
+
+def test_a_stored_default_learner_of_another_version_is_refused_in_a_sentence():
+    """The job and the page both unpickle through ``unpickle``, which says what to do."""
+    for other in (DigitClassifier(CLASSES, np.zeros((401, 10), np.float32)), without_weights()):
+        with pytest.raises(ModelFormatError, match=r"another version of this project.*start over with"):
+            unpickle(pickle.dumps(other), Meta())
+
+
+def without_weights() -> DigitClassifier:
+    found = DigitClassifier(CLASSES, np.zeros((513, 10), np.float32))
+    del found.weights
+    found.theta = 1
+    return found

@@ -15,9 +15,9 @@ from messages import (
     BadMessageError,
     Format,
     load_format,
-    prediction,
     reject,
 )
+from tests.unit.outputs import prediction
 
 X = [i % 17 for i in range(64)]
 GOOD = DIGITS.sample(X, 3, ts="2026-01-02 03:04:05")
