@@ -396,6 +396,9 @@ def flink_configuration(settings: Settings) -> dict[str, object]:
         "web.submit.enable": False,
         "web.access-control-allow-origin": f"http://127.0.0.1:{settings.flink_port}",
         "metrics.fetcher.update-interval": "2 s",
+        # A TaskManager that two heartbeats in a row can't reach is gone: the job restarts 4 s after it died, not 20 s.
+        "heartbeat.interval": "2 s",
+        "heartbeat.timeout": "20 s",
         "taskmanager.numberOfTaskSlots": 4,
         "taskmanager.cpu.cores": 4.0,
         **{f"taskmanager.memory.{name}": f"{size}m" for name, size in TASKMANAGER_MIB.items()},

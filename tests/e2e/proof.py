@@ -38,7 +38,10 @@ class Proof:
 
     ``given_up``: places that a person gave up with ``model_admin.py accept``. ``unpredicted``: places deleted from the
     topic before their prediction was committed. ``again``: places whose prediction may stand twice, as a submission
-    started without a checkpoint. ``compared``: commits whose model is bit for bit the one trained here.
+    started without a checkpoint. ``predictions``: by which version each place may have been predicted, and as what;
+    ``versions``: by which version alone; ``unordered``: places learned in a batch of several partitions, whose order is
+    not recorded, so that what was predicted can't be known here. ``compared``: commits whose model
+    is bit for bit the one trained here.
     """
 
     settings: Settings
@@ -48,6 +51,8 @@ class Proof:
     parents: dict[str, str] = field(default_factory=dict)  # commit_id -> commit_id, "" where a model begins
     learned: dict[str, list[Place]] = field(default_factory=dict)  # by commit_id
     predictions: dict[Place, set[tuple[int | None, int | None]]] = field(default_factory=dict)
+    versions: dict[Place, set[int | None]] = field(default_factory=dict)
+    unordered: set[Place] = field(default_factory=set)
     given_up: set[Place] = field(default_factory=set)
     unpredicted: set[Place] = field(default_factory=set)
     again: set[Place] = field(default_factory=set)
@@ -95,8 +100,12 @@ class Proof:
         counts = meta.samples - old.samples, meta.rejected - old.rejected
         assert counts == (len(parsed.y), len(parsed.reasons)), f"{name} counts {counts}, the topic has {len(places)}"
         self.learned[meta.commit_id] = places
+        for place in places:
+            self.versions.setdefault(place, set()).add(old.version if old.samples else None)
         if len({partition for _, partition, _ in places}) == 1:  # else the order inside the batch is not known
             self._compare_model(name, None if anew else before, after, meta, parsed, places)
+        else:
+            self.unordered |= set(places)
 
     def _compare_model(self, name: str, before: Version | None, after: Version, meta: Meta, parsed: Parsed,
                        places: list[Place]) -> None:  # fmt: skip
@@ -155,9 +164,13 @@ class Proof:
         double = {p for p, text in names.items() if seen[text] > 1} - self.again
         assert not double, f"{len(double)} messages have two outputs: {sorted(double)[:5]}"
         for message in predicted:
-            allowed = self.predictions.get(places[message["ts"].encode()])
-            if allowed and not message.get("replayed"):
-                assert (message["model_version"], message["predict_y"]) in allowed, f"{message} is not of {allowed}"
+            place = places[message["ts"].encode()]
+            if message.get("replayed") or place in self.given_up:
+                continue
+            version, answer = message["model_version"], message["predict_y"]
+            assert version in self.versions[place], f"{message} is not of {self.versions[place]}"
+            if place not in self.unordered:
+                assert (version, answer) in self.predictions[place], f"{message} is not of {self.predictions[place]}"
 
     def _read(self, topic: str) -> list[bytes | None]:
         return list(read_committed(self.settings, topic).values())
