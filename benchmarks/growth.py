@@ -128,11 +128,10 @@ def memory(stack: Stack, minutes: float, rate: float) -> dict[str, Any]:
         view.cancel_job(job)
     result = {}
     for name, values in series.items():
-        settled = values[len(values) // 4 :]
-        middle = len(settled) // 2
-        change = statistics.fmean(settled[middle:]) / max(statistics.fmean(settled[:middle]), 0.1) - 1
+        part = max(1, len(values) // 6)
+        change = statistics.fmean(values[-part:]) / max(statistics.fmean(values[part : 2 * part]), 0.1) - 1
         result[name] = {"unit": "MiB", "first": values[0], "last": values[-1], "max": max(values),
-                        "later_half_against_earlier": round(change, 3), "series": values}  # fmt: skip
+                        "last_sixth_against_second": round(change, 3), "series": values}  # fmt: skip
         print(f"growth: memory of {name}: {values[0]} to {values[-1]} MiB, {100 * change:+.1f} %", flush=True)
     return {"minutes": minutes, "samples_per_s": rate, "parts": result}
 

@@ -33,7 +33,16 @@ def _throughput(results: dict[str, Any]) -> str:
         rows.append(
             [alone["title"], "none", f"{alone['median']:,.0f}", f"{alone['min']:,.0f} to {alone['max']:,.0f}", "", ""]
         )
-    return _table(["contender", "delivery", "samples/s, median", "min to max", "ours / theirs", "goal"], rows)
+    head = ["contender", "delivery", "samples/s, median", "min to max", "ours / theirs", "goal"]
+    return "\n\n".join([_table(head, rows), *_where_time_goes(results["throughput"].get("ours", {}))])
+
+
+def _where_time_goes(ours: dict[str, Any]) -> list[str]:
+    if "threads_us_per_sample" not in ours:
+        return []
+    rows = [[f"process {name}", us] for name, us in ours["cpu_us_per_sample"].items()]
+    rows += [[f"TaskManager's threads `{name}`", us] for name, us in [*ours["threads_us_per_sample"].items()][:8]]
+    return [_table(["where the time goes (ours)", "CPU, microseconds a sample"], rows)]
 
 
 def _freshness(results: dict[str, Any]) -> str:
@@ -69,9 +78,9 @@ def _growth(results: dict[str, Any]) -> str:
         row = growth["catching_up"]
         found.append(_table([name.replace("_", " ") for name in row], [[*row.values()]]))
     if "memory" in growth:
-        rows = [[name, row["first"], row["last"], row["max"], f"{100 * row['later_half_against_earlier']:+.1f} %"]
+        rows = [[name, row["first"], row["last"], row["max"], f"{100 * row['last_sixth_against_second']:+.1f} %"]
                 for name, row in growth["memory"]["parts"].items()]  # fmt: skip
-        head = ["memory, MiB", "first", "last", "max", "later half against earlier"]
+        head = ["memory, MiB", "first", "last", "max", "last sixth against the second"]
         found.append(_table(head, rows))
     return "\n\n".join(found)
 
