@@ -14,7 +14,7 @@ TREES = {
     "num_leaves": 63,
     "min_data_in_leaf": 50,
     "verbose": -1,
-    "num_threads": 1,
+    "num_threads": 2,
     "feature_fraction": 0.8,
     "deterministic": True,
     "force_row_wise": True,
@@ -44,6 +44,14 @@ def _filled(forecast: np.ndarray) -> np.ndarray:
 def median(series: Series, day: int, days: int = HORIZON) -> np.ndarray:
     """Return the median of the last four same weekdays, float32 (keys, days, 24)."""
     return _filled(_quiet(np.nanmedian, _last_weeks(series, day, days, 4)))
+
+
+def median_of(series: Series, key: np.ndarray, target: np.ndarray, horizon: np.ndarray) -> np.ndarray:
+    """Return the median of the last four same weekdays of single rows, float32 (n, 24); all three int64 (n,)."""
+    same = target - 7 * (-(-horizon // 7))
+    days = np.stack([same - 7 * week for week in range(4)])
+    values = np.where(series.observed[key, days] & (days >= 0)[:, :, None], series.counts[key, days], np.nan)
+    return _filled(_quiet(np.nanmedian, values))
 
 
 def mean(series: Series, day: int, days: int = HORIZON) -> np.ndarray:
@@ -99,7 +107,7 @@ def _cells(by_hour: np.ndarray, rows: Rows) -> np.ndarray:
 class LightGBM:
     """Gradient-boosted trees, one row per hour, in units of the key's level; the loss is v5's."""
 
-    def __init__(self, inputs=usual_inputs, cells: int = 300_000, trees: int = 150) -> None:
+    def __init__(self, inputs=usual_inputs, cells: int = 1_500_000, trees: int = 150) -> None:
         self.inputs, self.cells, self.trees = inputs, cells, trees
 
     def fit(self, features: Features, examples: Examples, seed: int = 0) -> "LightGBM":

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from forecast import store, v5
+from forecast import baselines, store, v5
 from forecast.features import Examples, Features
 from forecast.scoring import BUCKETS
 from forecast.series import KEYS, BadInput, Series, build, clean, key_rows, load, read_table
 from settings import settings
 
-STEPS, BATCH, RATE, REPLAY = 24, 1024, 2e-4, 0.75
+STEPS, BATCH, RATE, REPLAY = 24, 1024, 1e-4, 0.9
+SHARE = 0.02  # of a full training's rows: a fine-tune may not cost more
 HELD_OUT = 5  # one key-day in this many is not fine-tuned on: the gate's slice
 GATE_DAYS = 14
 WINDOW = 1096  # days of history that are carried from day to day
@@ -185,33 +186,52 @@ def fine_tune(model: v5.V5, features: Features, seed: int) -> tuple[bool, float]
     """
     last = features.days - 1
     slice_ = held_out(features.examples(max(last - GATE_DAYS + 1, v5.FIRST), last + 1, seed=0, copies=2), True)
-    before, old = model.error(features, slice_), model.weights()
-    rng = np.random.default_rng(seed)
-    new = held_out(features.examples(last, last + 1, seed, copies=64), False)
-    n_new = min(round(STEPS * BATCH * (1 - REPLAY)), len(new.key))
-    n_old = STEPS * BATCH - n_new
-    replay = held_out(features.sample(v5.FIRST, last, round(n_old * 1.5), seed), False)
-    examples = new.take(rng.permutation(len(new.key))[:n_new]).joined(
-        replay.take(rng.permutation(len(replay.key))[:n_old])
-    )
-    model.learn(features, examples, epochs=1, batch=BATCH, rate=RATE)
-    after = model.error(features, slice_)
+    inputs = model.inputs(features, slice_.key, slice_.target, slice_.horizon)
+    before, old = model.error(inputs, slice_), model.weights()
+    model.learn(features, lesson(features, seed), epochs=1, batch=batch_of(features), rate=RATE)
+    after = model.error(inputs, slice_)
     kept = not after <= before  # so that an error that is no number keeps the old ones too
     if kept:
         model.set_weights(old)
     return kept, before if kept else after
 
 
-def errors_by_horizon(model: v5.V5, features: Features) -> dict[str, float]:
-    """Return the WAPE over the last two weeks in percent, by how many days ahead they were forecast."""
+def lesson(features: Features, seed: int, replay: float = REPLAY) -> Examples:
+    """Return what a fine-tune learns: the last day at many horizons, and a share of old days, the gate's left out."""
+    rows, last, rng = STEPS * batch_of(features), features.days - 1, np.random.default_rng(seed)
+    new = held_out(features.examples(last, last + 1, seed, copies=64), False)
+    n_new = min(round(rows * (1 - replay)), len(new.key))
+    n_old = rows - n_new if replay else 0
+    old = held_out(features.sample(v5.FIRST, last, round(n_old * 1.5), seed), False)
+    return new.take(rng.permutation(len(new.key))[:n_new]).joined(old.take(rng.permutation(len(old.key))[:n_old]))
+
+
+def batch_of(features: Features) -> int:
+    """Return the rows of a fine-tune's step: at most what keeps all its steps under 2 % of a full training's rows.
+
+    A power of two, as each new shape is compiled once and the series grows every day.
+    """
+    full = v5.EPOCHS * v5.lesson_rows(features)
+    most = min(BATCH, max(int(SHARE * full / STEPS), 16))
+    return 1 << (most.bit_length() - 1)
+
+
+def errors_by_horizon(model: v5.V5, features: Features) -> dict[str, dict[str, float]]:
+    """Return the WAPE over the last two weeks in percent, the model's and the four-week median's, by days ahead."""
     examples = features.examples(max(features.days - GATE_DAYS, v5.FIRST), features.days, seed=1)
-    inputs = model.inputs(features, examples.key, examples.target, examples.horizon)
-    level = np.nan_to_num(features.level_28[examples.key, examples.target - examples.horizon])[:, None]
-    error = np.nan_to_num(np.abs(examples.day - model.trainer.predict(inputs))) * level
+    key, target, horizon = examples.key, examples.target, examples.horizon
+    level = np.nan_to_num(features.level_28[key, target - horizon])[:, None]
     actual, result = np.nan_to_num(examples.day) * level, {}
-    for name, (low, high) in BUCKETS.items():
-        here = (examples.horizon > low) & (examples.horizon <= high)
-        result[name] = round(100 * float(error[here].sum() / max(actual[here].sum(), 1)), 2)
+    expected = {
+        "model": model.trainer.predict(model.inputs(features, key, target, horizon)) * level,
+        "median": baselines.median_of(features.series, key, target, horizon),
+    }
+    for bucket, (low, high) in BUCKETS.items():
+        here = ((horizon > low) & (horizon <= high))[:, None] & ~np.isnan(examples.day)
+        result[bucket] = {
+            name: round(100 * float(np.abs(values - actual)[here].sum() / max(actual[here].sum(), 1)), 2)
+            for name, values in expected.items()
+        }
     return result
 
 

@@ -13,7 +13,7 @@ from forecast.series import Series
 
 HORIZON = 90
 YEAR = 364  # 52 weeks, so that weekdays match
-PROFILES = ("own_4", "own_13", "station_4", "station_13", "station_year")
+PROFILES = ("own_last", "own_middle", "own_4", "own_13", "station_4", "station_13", "station_year")
 SETTLED = 28  # days after its first count until a key may move its station's index
 
 
@@ -21,7 +21,7 @@ SETTLED = 28  # days after its first count until a key may move its station's in
 class Rows:
     """What a model reads of n rows.
 
-    profiles: float32 (n, 5, 24) in levels, in the order of ``PROFILES``. changes: float32 (n, 4), the expected log
+    profiles: float32 (n, 7, 24) in levels, in the order of ``PROFILES``. changes: float32 (n, 4), the expected log
     change from the last four weeks to the target by station's and network's last year and by growth. holiday:
     float32 (n, 24), the log effect of the same holiday in earlier years. dense: float32 (n, 24). ids: int32 (n, 5):
     key, region, station, network, holiday. level: float32 (n,), counts an hour over the last four weeks.
@@ -120,6 +120,17 @@ class Features:
         self.station_4 = np.where(np.isfinite(station_4), station_4, self.station_13)
         self.own_13 = np.where(np.isfinite(own_13), own_13, self.station_13[self.station])
         self.own_4 = np.where(np.isfinite(own_4), own_4, self.own_13)
+        self.own_last = np.where(mask > 0, shape, self.own_4)
+        self.own_middle = self._middle(shape, mask)
+
+    def _middle(self, shape: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Return the median of the last four same weekdays, and where one of them was lost their mean."""
+        low, high = shape.copy(), shape.copy()
+        for week in (7, 14, 21):
+            low[:, week:] = np.minimum(low[:, week:], shape[:, :-week])
+            high[:, week:] = np.maximum(high[:, week:], shape[:, :-week])
+        middle = (trailing_sum(shape, 7, 4) - low - high) / 2
+        return np.where(trailing_sum(mask, 7, 4) == 4, middle, self.own_4)
 
     def _indices(self) -> None:
         """Chain the weekly levels of each station and network, so that a new region is no growth of its stations."""
@@ -171,6 +182,8 @@ class Features:
         lower = np.maximum(year, 0)
         profiles = np.stack(
             [
+                self.own_last[key, same],
+                self.own_middle[key, same],
                 self.own_4[key, same],
                 self.own_13[key, same],
                 self.station_4[station, same],
@@ -180,7 +193,7 @@ class Features:
             axis=1,
         )
         old = self.station_3[station, np.minimum(lower + 7, self.days - 1)]
-        profiles[:, 4] = np.where(has_year[:, None] & np.isfinite(old), old, profiles[:, 4])
+        profiles[:, -1] = np.where(has_year[:, None] & np.isfinite(old), old, profiles[:, -1])
         changes = np.zeros((len(key), 4), np.float32)
         for column, (group, (three, four)) in enumerate(zip((station, network), self.index, strict=True)):
             before = four[group, np.maximum(last - YEAR, 0)]

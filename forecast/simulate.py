@@ -146,7 +146,7 @@ def draw_outages(rng: np.random.Generator, regions: list[str], start: date, days
 def simulate(cells: int = 250_000_000, days: int = 1096, seed: int = 0) -> Operator:
     """Return an operator whose complete region x station x hour grid has about this many cells."""
     rng = np.random.default_rng(seed)
-    pairs = max(cells / (24 * days), 12)
+    pairs = max(cells / (24 * days), 18)
     regions = max(3, round((pairs / 47) ** 0.5))
     stations = round(pairs / regions)
     keys = line_up(rng, regions, stations)

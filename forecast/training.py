@@ -100,9 +100,9 @@ class Trainer:
                 return
 
     def predict(self, inputs: Arrays, batch: int = 8192) -> np.ndarray:
-        """Return the model's output, float32 (n, ...); the last batch is padded, so that one program serves all."""
+        """Return the model's output, float32 (n, ...); the last batch is padded, so that few programs serve all."""
         n = len(next(iter(inputs.values())))
-        batch = min(batch, n)
+        batch = min(batch, 1 << max(n - 1, 0).bit_length())
         weights = [v.value for v in self.model.trainable_variables]
         parts = []
         for at in range(0, n, batch):

@@ -16,8 +16,9 @@ from forecast.training import Arrays, Trainer, keras
 
 layers, ops = keras.layers, keras.ops
 
-UNITS, RATE, EPOCHS, BATCH = 48, 3e-3, 5, 1024
+UNITS, RATE, EPOCHS, BATCH = 48, 3e-3, 10, 1024
 FIRST = 120  # earlier days have too little history behind them
+LEAST = 8  # batches an epoch: a short history is learned from more horizons of each day
 WIDTHS = (6, 4, 8, 4, 4)  # of the embeddings of key, region, station, network and holiday
 
 
@@ -139,10 +140,9 @@ class V5:
         shape = self.trainer.predict(self.inputs(features, key, target, horizon)).reshape(-1, days, 24)
         return shape * np.nan_to_num(features.level_28[:, day - 1])[:, None, None]
 
-    def error(self, features: Features, examples: Examples) -> float:
-        """Return the loss on examples: the weighted mean absolute error in levels."""
-        day = self.trainer.predict(self.inputs(features, examples.key, examples.target, examples.horizon))
-        seen = ~np.isnan(examples.day)
+    def error(self, inputs: Arrays, examples: Examples) -> float:
+        """Return the loss on examples, of which these are the inputs: the weighted mean absolute error in levels."""
+        day, seen = self.trainer.predict(inputs), ~np.isnan(examples.day)
         error = np.abs(np.where(seen, examples.day, 0) - day, where=seen, out=np.zeros_like(day)).mean(axis=1)
         return float((error * examples.weight).mean())
 
@@ -163,4 +163,18 @@ def _compiled(vocabulary: Vocabulary) -> Trainer:
 
 def cold_start(features: Features, seed: int = 0) -> V5:
     """Return a model trained on everything that the features have seen."""
-    return V5.untrained(Vocabulary.of(features), seed).learn(features, features.examples(FIRST, features.days, seed))
+    return V5.untrained(Vocabulary.of(features), seed).learn(features, lessons(features, seed))
+
+
+def lessons(features: Features, seed: int = 0) -> Examples:
+    """Return the examples of a full training: each key and day once, in a short history several times."""
+    return features.examples(FIRST, features.days, seed, copies=_copies(features))
+
+
+def lesson_rows(features: Features) -> int:
+    """Return how many rows a full training's epoch has, before keys that are too new are left out."""
+    return _copies(features) * len(features.key) * max(features.days - FIRST, 1)
+
+
+def _copies(features: Features) -> int:
+    return -(-LEAST * BATCH // (len(features.key) * max(features.days - FIRST, 1)))

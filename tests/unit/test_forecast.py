@@ -1,6 +1,7 @@
 """The forecast without anything running: series, features, scores, daily updates and what is published."""
 
 import dataclasses
+import json
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -276,6 +277,26 @@ def test_a_new_station_joins_on_its_day_and_strangers_and_late_rows_are_counted(
         daily.update(where, later[2])
     finally:
         original.to_parquet(path)
+
+
+def test_a_new_region_joins_on_its_day_once_its_zone_is_known(published):
+    where, later = published
+    path, zones = where.day(later[0]), where.operator.read_text()
+    original = pd.read_parquet(path)
+    fresh = original.astype({"region": str, "network": str, "station": str}).iloc[:24].assign(region="atlantis")
+    try:
+        pd.concat([original, fresh]).to_parquet(path)
+        assert daily.update(where, later[0]).manifest["rejects"] == {"region without a time zone": 24}
+        where.operator.write_text(json.dumps({"zones": where.zones() | {"atlantis": "Atlantic/Azores"}}))
+        update = daily.update(where, later[0])
+        assert sum(update.manifest["rejects"].values()) < 24  # hours that are another day in the Azores
+        forecast = update.forecast()
+        assert (forecast.loc[forecast["region"] == "atlantis", "expected"] >= 0).all()
+        assert (forecast["region"] == "atlantis").sum() >= 2160
+    finally:
+        original.to_parquet(path)
+        where.operator.write_text(zones)
+        daily.update(where, later[0])
 
 
 def test_the_gate_keeps_yesterdays_model_where_todays_is_worse(operator, monkeypatch):
