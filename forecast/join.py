@@ -88,7 +88,7 @@ def table_environment(parallelism: int = 2) -> Any:
     for name, value in {
         "parallelism.default": parallelism,
         "taskmanager.numberOfTaskSlots": parallelism,
-        "taskmanager.memory.managed.size": "1g",  # else the sort spills, and the comparison is of disks
+        "taskmanager.memory.managed.size": "4g",  # else the sort spills more, and the comparison is of disks
         "taskmanager.memory.network.max": "256m",
         "execution.batch-shuffle-mode": "ALL_EXCHANGES_PIPELINED",
         "jobmanager.scheduler": "Default",  # the adaptive one would choose its own parallelism for each way

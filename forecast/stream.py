@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from kafka import KafkaConsumer, KafkaProducer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from data_producer import client_config
 from forecast.series import KEYS
 from forecast.simulate import Operator
 from settings import HERE, Settings
 
+QUEUED = 50_000  # events that wait in memory at most: librdkafka takes 100,000
 EVENT = "region STRING, network STRING, station STRING, ms BIGINT, n BIGINT"
 
 
@@ -46,15 +48,22 @@ def events(operator: Operator, first_hour: int, hours: int) -> Iterator[bytes]:
 
 
 def produce(settings: Settings, topic: str, lines: Iterable[bytes]) -> int:
-    """Write events to Kafka, each key's to one partition; returns how many."""
-    producer = KafkaProducer(**settings.kafka_client(), linger_ms=50, batch_size=1 << 17)
+    """Write events to Kafka, each region's in order to one partition; returns how many. Raises ``KafkaException``."""
+    producer = Producer(client_config(settings) | {"linger.ms": 50, "enable.idempotence": True})
     n = 0
     for line in lines:
-        producer.send(topic, line, key=line[: line.index(b",")])  # a region's events stay in order
+        while len(producer) > QUEUED:
+            producer.poll(0.1)
+        producer.produce(topic, line, key=line[: line.index(b",")], on_delivery=_arrived)
         n += 1
-    producer.flush()
-    producer.close()
+    while producer.flush(1):
+        pass
     return n
+
+
+def _arrived(error: KafkaError | None, _: object) -> None:
+    if error is not None:
+        raise KafkaException(error)
 
 
 def connector_jar() -> str:
@@ -125,18 +134,29 @@ def _options(options: dict[str, str]) -> str:
 
 
 def read(settings: Settings, topic: str) -> pd.DataFrame:
-    """Return the committed rows of a topic: ``KEYS``, ``ms`` and ``n``."""
-    consumer = KafkaConsumer(
-        topic,
-        **settings.kafka_client(),
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",
-        consumer_timeout_ms=10_000,
+    """Return the committed rows of a topic: ``KEYS``, ``ms`` and ``n``. Raises ``KafkaException``."""
+    consumer = Consumer(
+        client_config(settings)
+        | {"group.id": "forecast", "enable.auto.commit": False, "enable.partition.eof": True}
+        | {"isolation.level": "read_committed"}
     )
-    rows = [record.value.decode().replace('"', "").split(",") for record in consumer]
+    partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
+    consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
+    rows: list[list[str]] = []
+    ended: set[int | None] = set()
+    while len(ended) < len(partitions):
+        message = consumer.poll(1)
+        if message is None:
+            continue
+        error = message.error()
+        if error is None:
+            rows.append((message.value() or b"").decode().replace('"', "").split(","))
+        elif error.code() == KafkaError._PARTITION_EOF:
+            ended.add(message.partition())
+        else:
+            raise KafkaException(error)
     consumer.close()
-    table = pd.DataFrame(rows, columns=[*KEYS, "ms", "n"])
-    return table.astype({"ms": "int64", "n": "int64"})
+    return pd.DataFrame(rows, columns=[*KEYS, "ms", "n"]).astype({"ms": "int64", "n": "int64"})
 
 
 def batch(lines: Iterable[bytes]) -> pd.Series:

@@ -32,7 +32,7 @@ with DAG("ad_inventory_initialise", schedule=None, default_args=RETRIES, tags=["
 with DAG(
     "ad_inventory_daily",
     schedule="0 5 * * *",
-    start_date=datetime(2025, 1, 1),
+    start_date=datetime(2023, 1, 1),  # before any data: a run before it would do nothing
     catchup=False,
     max_active_runs=1,  # a day builds on the one before
     default_args=RETRIES | {"depends_on_past": True},

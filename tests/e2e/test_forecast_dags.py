@@ -37,5 +37,5 @@ def test_both_dags_run_and_publish_their_days(tmp_path):
     run([airflow, "dags", "test", "ad_inventory_initialise"], env)
     assert len(list(published.glob("2*"))) == 1
     day_after = first[:8] + f"{int(first[8:]) + 1:02d}"
-    run([airflow, "dags", "test", "ad_inventory_daily", day_after], env)
-    assert (published / "current").resolve().name.startswith(first)
+    said = run([airflow, "dags", "test", "ad_inventory_daily", day_after], env)
+    assert (published / "current").resolve().name.startswith(first), said[-3000:]
