@@ -18,6 +18,7 @@ from gunicorn.app.base import BaseApplication
 from werkzeug.exceptions import HTTPException
 
 from drawing import DrawingError, features
+from forecast.page import blueprint as forecast_pages
 from model_store import ModelWatcher, Stored
 from page_guard import check_may_teach, feedback_limit, guard
 from page_kafka import NewestSamples, NotTaughtError, Teacher
@@ -61,6 +62,7 @@ def create_app(settings: Settings) -> Flask:
     limiter = guard(app, settings)
     _errors(app)
     _routes(app, parts)
+    app.register_blueprint(forecast_pages(settings.run_dir / "forecast" / "published"))
     app.add_url_rule("/feedback", view_func=limiter.limit(feedback_limit(settings))(_feedback(parts)), methods=["POST"])
     return app
 

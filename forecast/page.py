@@ -58,7 +58,7 @@ def newest(root: Path) -> Published:
     return published
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _series(folder: Path) -> Series:
     return opened(folder).series()
 
