@@ -1,0 +1,70 @@
+"""The report's steps on a small operator, and its text."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from forecast import daily, measure, report
+from settings import HERE
+
+FIGURES = HERE / "benchmarks" / "forecast.json"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory):
+    """The figures and the text of a report over twelve keys, with the folder it worked in."""
+    folder = tmp_path_factory.mktemp("report")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RUN_DIR", str(folder))
+    patch.setattr(daily, "folders", lambda: daily.Folders(folder / "forecast"))
+    patch.setattr(measure, "UPDATES", 2)
+    patch.setattr(measure, "FINE_TUNES", 2)
+    arguments = ["--cells", "300000", "--steps", "days,accuracy,fine_tunes", "--output", str(folder / "figures.json")]
+    done = CliRunner().invoke(report.main, [*arguments, "--plots", str(folder)], catch_exceptions=False)
+    patch.undo()
+    assert done.exit_code == 0
+    return json.loads((folder / "figures.json").read_text()), done.output, folder
+
+
+def test_the_report_holds_every_figure_that_is_asked_of_it(small):
+    figures, said, folder = small
+    names = {f"{model}{figure}" for model in ("", "median_", "lightgbm_", "oracle_") for figure in ("avg_mape", "wape")}
+    assert names | {"cold_start_s", "daily_s"} <= set(figures)
+    assert len(figures["daily_seconds"]) == 2
+    assert "| cold start, s | <= 30 |" in said
+    assert "| sort-merge over broadcast | >= 2.5 | not measured |" in said
+    assert {path.name for path in folder.glob("*.png")} == {"forecast-days.png", "forecast-errors.png"}
+
+
+def test_what_was_published_is_what_the_same_training_forecasts(small):
+    figures, _, _ = small
+    assert figures["published"]["wape"] == pytest.approx(figures["synthetic"]["v5"]["wape"], abs=0.5)
+    assert figures["wape"] < figures["median_wape"]
+
+
+def test_a_fine_tune_learns_from_few_rows_and_every_model_of_the_comparison_is_scored(small):
+    figures, _, _ = small
+    assert set(figures["fine_tunes"]) == {"retrained", "fine-tuned", "without replay", "untouched"}
+    assert figures["fine_tune_share_of_rows"] > 0
+
+
+def test_a_missed_goal_is_said_with_its_horizon():
+    rows = {name: {"horizon": {"1-7": {"avg_mape": e, "wape": e}, "8-30": {"avg_mape": 5.0, "wape": 5.0}}}
+            for name, e in (("v5", 4.0), ("lightgbm", 6.0), ("lightgbm_same_inputs", 3.0))}  # fmt: skip
+    said = report.goals({"flights": rows, "daily_s": 9.5})
+    assert "| daily update, forecast and Parquet, s | <= 3 | 9.5 | missed |" in said
+    assert "LightGBM, lags and calendar: flights from New York in 2013 | each horizon | not at 8-30 days" in said
+    assert report.lost_to(rows, "lightgbm_same_inputs")[0] == "1-7 days (average MAPE)"
+
+
+def test_an_unknown_step_is_refused():
+    assert "the steps are days" in CliRunner().invoke(report.main, ["--steps", "dayz"]).output
+
+
+@pytest.mark.skipif(not FIGURES.exists(), reason="needs benchmarks/forecast.json: make forecast writes it")
+def test_the_readme_shows_the_tables_of_the_measured_figures():
+    readme = (HERE / "forecast" / "README.md").read_text()
+    for title, part in report.text(json.loads(FIGURES.read_text())).items():
+        for table in part.split("\n\n"):
+            assert table in readme, title
