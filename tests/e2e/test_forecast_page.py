@@ -105,3 +105,4 @@ def test_before_the_first_forecast_the_page_says_what_makes_one(browser: Browser
         assert Axe().run(tab).response["violations"] == []
         tab.get_by_role("link", name="the digits").click()
         expect(tab).to_have_title("Draw a digit · a model that learns while you watch")
+        assert Axe().run(tab).response["violations"] == []
