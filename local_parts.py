@@ -399,6 +399,8 @@ def flink_configuration(settings: Settings) -> dict[str, object]:
         # A TaskManager that two heartbeats in a row can't reach is gone: the job restarts 4 s after it died, not 20 s.
         "heartbeat.interval": "2 s",
         "heartbeat.timeout": "20 s",
+        # The job waits for the next TaskManager, rather than spending its restarts on there being none (248 days at most).
+        "resourcemanager.standalone.start-up-time": "200 d",
         "taskmanager.numberOfTaskSlots": 4,
         "taskmanager.cpu.cores": 4.0,
         **{f"taskmanager.memory.{name}": f"{size}m" for name, size in TASKMANAGER_MIB.items()},
