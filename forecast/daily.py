@@ -20,7 +20,7 @@ from forecast.scoring import BUCKETS
 from forecast.series import KEYS, BadInput, Series, build, clean, key_rows, load, read_table
 from settings import settings
 
-STEPS, BATCH, RATE, REPLAY = 24, 1024, 1e-4, 0.9
+STEPS, BATCH, RATE, REPLAY = 18, 1024, 1e-4, 0.9
 SHARE = 0.02  # of a full training's rows: a fine-tune may not cost more
 HELD_OUT = 5  # one key-day in this many is not fine-tuned on: the gate's slice
 GATE_DAYS = 14

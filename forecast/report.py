@@ -129,6 +129,13 @@ def of_models(rows: dict[str, Any]) -> str:
     return table(f"model | WAPE | average MAPE | region | station | network | {' | '.join(buckets)} days", lines)
 
 
+def of_gaps(figures: dict[str, Any]) -> str:
+    """Return how much of the gap between median and oracle each learned model closes, in percent."""
+    wape, mape = figures["gap_closed_wape"], figures["gap_closed_avg_mape"]
+    rows = [[NAMES.get(name, name), wape[name], mape[name]] for name in wape]
+    return table("share of the gap between median and oracle that is closed, % | WAPE | average MAPE", rows)
+
+
 def of_seeds(figures: dict[str, Any]) -> str:
     """Return the three seeds' figures and the later origins' as two Markdown tables."""
     seeds = [[f"seed {i}", *pair] for i, pair in enumerate(zip(*figures["seeds"].values(), strict=True))]
@@ -189,6 +196,8 @@ def text(figures: dict[str, Any]) -> dict[str, str]:
     for name, title in DATA_SETS.items():
         if name in figures:
             parts[f"Scores: {title}"] = of_models(figures[name])
+    if "synthetic" in figures:
+        parts[f"Scores: {DATA_SETS['synthetic']}"] += f"\n\n{of_gaps(figures)}"
     for title, needed, write in (
         ("The article's models", "versions", lambda f: of_models(f["versions"])),
         ("Spread", "seeds", of_seeds),

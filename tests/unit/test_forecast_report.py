@@ -1,11 +1,12 @@
 """The report's steps on a small operator, and its text."""
 
+import functools
 import json
 
 import pytest
 from click.testing import CliRunner
 
-from forecast import daily, measure, report
+from forecast import baselines, daily, measure, report
 from settings import HERE
 
 FIGURES = HERE / "benchmarks" / "forecast.json"
@@ -20,6 +21,7 @@ def small(tmp_path_factory: pytest.TempPathFactory):
     patch.setattr(daily, "folders", lambda: daily.Folders(folder / "forecast"))
     patch.setattr(measure, "UPDATES", 2)
     patch.setattr(measure, "FINE_TUNES", 2)
+    patch.setattr(baselines, "LightGBM", functools.partial(baselines.LightGBM, trees=10))
     arguments = ["--cells", "300000", "--steps", "days,accuracy,fine_tunes", "--output", str(folder / "figures.json")]
     done = CliRunner().invoke(report.main, [*arguments, "--plots", str(folder)], catch_exceptions=False)
     patch.undo()
