@@ -34,7 +34,7 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
     def __setstate__(self, state: dict) -> None:
         """Take over what was pickled; raises ``ValueError`` where another version of this module pickled it."""
         super().__setstate__(state)
-        shape = np.shape(state.get("weights"))
+        shape = np.shape(state.get("weights", ()))
         if shape != (N_WEIGHTS, len(state.get("classes", ()))):
             raise ValueError(
                 f"the default learner of another version of this project: its weights have the shape {shape}"
