@@ -4,6 +4,7 @@ import base64
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 from kafka import KafkaConsumer, TopicPartition
@@ -151,19 +152,23 @@ class Proof:
 
     # -- the outputs ------------------------------------------------------------------------------------------------
 
-    def check_outputs(self) -> None:
-        """Each message has one output, with the prediction of the model that it was about to teach."""
+    def check_once(self) -> list[dict[str, Any]]:
+        """Each message has one output; return the predictions."""
         predicted = [orjson.loads(value or b"") for value in self._read(self.settings.predict_topic)]
         rejected = [orjson.loads(value or b"") for value in self._read(self.settings.reject_topic)]
         seen = Counter(message["ts"].encode() for message in predicted)
         seen += Counter(base64.b64decode(message["payload"]) for message in rejected)
         names = {place: name(payload) for place, payload in self.messages.items()}
-        places = {text: place for place, text in names.items()}
         missing = {p for p, text in names.items() if not seen[text]} - self.given_up - self.unpredicted
         assert not missing, f"{len(missing)} messages have no output: {sorted(missing)[:5]}"
         double = {p for p, text in names.items() if seen[text] > 1} - self.again
         assert not double, f"{len(double)} messages have two outputs: {sorted(double)[:5]}"
-        for message in predicted:
+        return predicted
+
+    def check_outputs(self) -> None:
+        """Each message has one output, with the prediction of the model that it was about to teach."""
+        places = {name(payload): place for place, payload in self.messages.items()}
+        for message in self.check_once():
             place = places[message["ts"].encode()]
             if message.get("replayed") or place in self.given_up:
                 continue
