@@ -15,6 +15,15 @@ def one_thread() -> AbstractContextManager:
     return _controller().limit(limits=1)
 
 
+def hold_one_thread() -> None:
+    """Hold this process's linear algebra to one thread for good.
+
+    OpenBLAS's other threads wait for their next piece of work in a busy loop, which takes a core from whatever else
+    runs; arrays as small as a batch's are not worth a second thread.
+    """
+    _controller().limit(limits=1)
+
+
 def dumps(estimator: Any) -> bytes:
     """Return an estimator's pickle, the same whether or not the estimator has been through a pickle before."""
     buffer = io.BytesIO()

@@ -23,6 +23,7 @@ from model_store import ModelWatcher, Stored
 from page_guard import check_may_teach, feedback_limit, guard
 from page_kafka import NewestSamples, NotTaughtError, Teacher
 from page_live import Live, TooManyClientsError, model_state
+from repeatable import hold_one_thread
 from settings import Settings, SettingsError
 from settings import settings as this_process_settings
 
@@ -201,6 +202,7 @@ class _Gunicorn(BaseApplication):
 
     @staticmethod
     def _begin(worker: Any) -> None:
+        hold_one_thread()
         parts: Parts = worker.wsgi.extensions["parts"]
         parts.live.ending = lambda: not worker.alive  # else a watching client would hold up the end
         parts.start()

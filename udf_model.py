@@ -15,6 +15,7 @@ import pandas as pd
 from pyflink.table import DataTypes
 from pyflink.table.udf import FunctionContext, ScalarFunction, udf
 
+from repeatable import hold_one_thread
 from settings import Settings
 from trainer import Learned, Trainer
 
@@ -41,8 +42,12 @@ class OnlineLearner(ScalarFunction):
         """Connect, take the lease and load the model; raises ``StopJob`` where stream and model don't fit."""
         self.trainer = Trainer(Settings(**self.settings), self.submission)
         self.trainer.open()
+        hold_one_thread()
         self.metrics = Metrics(function_context.get_metric_group(), self.trainer)
-        gc.freeze()  # a batch makes thousands of small objects: the collector need not visit all libraries for them
+        # A batch makes and frees thousands of small objects, none in a cycle: the collector is to look neither at those
+        # after every 700, as it does by default, nor at all libraries.
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 100)
 
     def close(self) -> None:
         """Give the lease back."""

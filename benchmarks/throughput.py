@@ -61,7 +61,7 @@ ALL = (
 def running(stack: Stack, contender: Contender) -> Iterator[Stack]:
     """Run a contender with a consumer group, output topics and model key of its own; gives the view it has."""
     view = stack.named(input_topic=stack.settings.input_topic)
-    env = dict(contender.env)
+    env = {"OMP_NUM_THREADS": "1", **dict(contender.env)}  # else OpenBLAS's second thread takes half a core, waiting
     if contender.flink:
         script = contender.script if contender.name == OURS else f"benchmarks/contenders/{contender.script}"
         job = view.submit_job(script, PYTHONPATH=str(HERE), **env)
