@@ -3,14 +3,18 @@
 Run it with `make bench-page` beside a `make run` whose producer sends 1,000 samples/s (PRODUCER_RATE=1000 make run).
 """
 
+import time
+from typing import ClassVar
+
 import gevent
 import numpy as np
-from locust import FastHttpUser, constant_throughput, events, task
+from locust import FastHttpUser, constant, events, task
 
 from benchmarks.drawings import drawn, pens
 from settings import settings
 
 DRAWINGS = 400
+RNG = np.random.default_rng()
 
 
 def drawings() -> list[str]:
@@ -25,24 +29,54 @@ gevent.get_hub().loop.update_now()  # else the seconds that took count as part o
 
 
 class Person(FastHttpUser):
-    """Draws ten times a second."""
+    """Draws once a second on average, as people come: each by themselves, not all in step."""
 
     host = f"http://127.0.0.1:{settings().page_port}"
-    wait_time = constant_throughput(10)
+
+    def wait_time(self) -> float:
+        """Return the seconds until the next drawing."""
+        return RNG.exponential()
+
+    def on_start(self) -> None:
+        """Wait for the first drawing, too."""
+        gevent.sleep(self.wait_time())
 
     @task
     def predict(self) -> None:
         """Ask for one answer; anything but 201 is an error."""
-        number = np.random.default_rng().integers(DRAWINGS)
+        number = RNG.integers(DRAWINGS)
         with self.client.post("/predict", data={"imgStr": SENT[number]}, catch_response=True) as answer:
             if answer.status_code != 201:
                 answer.failure(f"{answer.status_code} {answer.text:.200}")
 
 
+class Watcher(FastHttpUser):
+    """Asks all the time for the newest model, and notes how old its commit is at the first answer from it."""
+
+    fixed_count = 1
+    host = Person.host
+    wait_time = constant(0.015)
+    seen = 0
+    ages: ClassVar[list[float]] = []
+
+    @task
+    def model(self) -> None:
+        """Ask once."""
+        with self.client.get("/model", catch_response=True) as answer:
+            model = answer.json() if answer.status_code == 200 else {}
+        if model.get("version", 0) > self.seen:
+            if self.seen:  # the first one was there before
+                self.ages.append(1000 * (time.time() - model["saved_at"]))
+            self.seen = model["version"]
+
+
 @events.quitting.add_listener
 def _summary(environment, **_: object) -> None:
-    total = environment.stats.total
+    total = environment.stats.get("/predict", "POST")
     p50, p99 = (total.get_response_time_percentile(share) for share in (0.5, 0.99))
     print(
         f"{total.num_requests} requests, {total.total_rps:.0f}/s, p50 {p50} ms, p99 {p99} ms, errors {total.num_failures}"
     )
+    if Watcher.ages:
+        p50, p99, most = np.percentile(Watcher.ages, [50, 99, 100])
+        print(f"{len(Watcher.ages)} commits, committed to answered from: p50 {p50:.0f} ms, p99 {p99:.0f} ms, max {most:.0f} ms")

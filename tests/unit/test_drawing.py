@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drawing import DrawingError, features
+from drawing_svg import read_svg
 
 ONE = '<polyline points="50,10 50,90" fill="none" stroke="#000" stroke-width="8"/>'
 SEVEN = '<path d="M20 10 L80 10 L45 90" fill="none" stroke="black" stroke-width="8"/>'
@@ -193,3 +194,14 @@ def test_whatever_is_sent_is_read_or_refused_and_nothing_else(inside):
         return
     assert x.max() <= 16
     assert x.sum() > 0
+
+
+def test_polylines_are_the_same_lines_with_and_without_svglib():
+    lines = '<polyline points="10,10 +9.5,3e1 60,.5" {0}/><polyline points="20,80" {0}/>'.format(
+        'fill="none" stroke="#000" stroke-width="8"'
+    )
+    plain, read = encoded(lines), encoded(f'<g transform="scale(1)">{lines}</g>')
+    for one, other in zip(read_svg(plain), read_svg(read), strict=True):
+        unit = one.width / other.width  # svglib's is the point, 3/4 of a pixel
+        assert one.points - one.points[0] == pytest.approx(unit * (other.points - other.points[0]))
+    assert features(plain).tolist() == features(read).tolist()
