@@ -22,7 +22,7 @@ bench: ## throughput against what people would use instead, freshness, growth: b
 
 bench-page: ## load on the page of a running make run: 100 requests/s for a minute
 	@$(PROJECT) --dev -m pip --disable-pip-version-check -q install -r requirements-bench.txt
-	@$(PROJECT) -m locust -f benchmarks/page_load.py --headless --only-summary -u 101 -r 101 -t 60s
+	@$(PROJECT) -m locust -f benchmarks/page_load.py --headless --only-summary -u 100 -r 100 -t 60s
 
 accuracy: ## how often each learner is right before it learns: table, benchmarks/accuracy.json, plots in docs (ACCURACY=--help)
 	@$(PROJECT) --dev -m pip --disable-pip-version-check -q install -r requirements-bench.txt
