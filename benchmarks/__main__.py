@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 
 from benchmarks import freshness, growth, throughput
 from benchmarks.measure import environment, figure, fill
@@ -45,10 +46,10 @@ def measure(topic: str, quick: bool, rounds: int, names: tuple[str, ...]) -> dic
 
 
 def _throughput(parts: Stack, quick: bool, rounds: int, names: tuple[str, ...]) -> dict[str, Any]:
-    stack, total = parts.named(), 150_000 if quick else 600_000
+    stack, total = parts.named(), 150_000 if quick else 1_200_000
     fill(stack.settings, total)
     throughput.run_once(stack, throughput.ALL[0], total, 10)  # Flink's JVMs compile what runs often: nobody pays for it
-    found = throughput.measure(stack, total, rounds, 5 if quick else 10, names)
+    found = throughput.measure(stack, total, rounds, 5 if quick else 8, names)
     batch = round(found["throughput"].get(throughput.OURS, {}).get("samples_per_commit", {}).get("median", 5000))
     alone = [throughput.partial_fit_alone(batch) for _ in range(rounds)]
     found["partial_fit_alone"] = {"title": f"limit: partial_fit alone, batch {batch}", **figure(alone, "samples/s")}
@@ -73,6 +74,12 @@ def _growth(parts: Stack, quick: bool, rounds: int, names: tuple[str, ...]) -> d
         "memory": lambda: growth.memory(parts, 0.5 if quick else 30, 10_000),
     }
     return {"growth": {name: step() for name, step in steps.items() if not names or name in names}}
+
+
+def stolen(before: Any) -> float | None:
+    """Return the share of the cores' time, in %, that the host gave to other machines since; None where it isn't told."""
+    spent = {name: now - then for name, now, then in zip(before._fields, psutil.cpu_times(), before, strict=True)}
+    return round(100 * spent["steal"] / sum(spent.values()), 1) if "steal" in spent else None
 
 
 @click.command()
@@ -102,11 +109,12 @@ def measure_all(quick: bool, rounds: int, only: tuple[str, ...], names: tuple[st
     command = f"python -m benchmarks {shlex.join(sys.argv[1:])}".strip()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for topic in only or TOPICS:
+        before = psutil.cpu_times()
         found = measure(topic, quick, rounds, names)
         if names and topic == "growth":
             found["growth"] = results.get("growth", {}) | found["growth"]
         results |= found
-        results.setdefault("measured", {})[topic] = environment(command)
+        results.setdefault("measured", {})[topic] = environment(command) | {"stolen_percent": stolen(before)}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 

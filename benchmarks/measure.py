@@ -103,7 +103,7 @@ class NothingCameError(RuntimeError):
 
 def pace(config: Settings, topic: str, total: int, seconds: float, stack: Stack | None = None,
          patience: float = 90) -> Pace:  # fmt: skip
-    """Watch the topic fill up to ``total`` or for ``seconds``; the first tenth, at most 3 s of it, is warm-up."""
+    """Watch the topic fill up to ``total`` or for ``seconds``; the first half, at most 8 s of it, is warm-up."""
     with counted(config, topic) as count:
         deadline = time.monotonic() + patience
         while count() == 0:
@@ -111,7 +111,7 @@ def pace(config: Settings, topic: str, total: int, seconds: float, stack: Stack 
                 raise NothingCameError(f"nothing came to {topic} in {patience:.0f} s")
             time.sleep(0.02)
         first = time.monotonic()
-        while count() < total / 10 and time.monotonic() - first < 3:
+        while count() < total / 2 and time.monotonic() - first < 8:  # the JVM compiles, a consumer group forms
             time.sleep(0.02)
         cpu, threads = cpu_times(stack)
         at, begin = count(), time.monotonic()

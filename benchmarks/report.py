@@ -8,6 +8,14 @@ import matplotlib.pyplot as plt
 
 GOALS = {"row_udf": 250, "kafka_python": 6, "quix": 4, "bytewax": 4, "river": 4, "confluent_txn": 1.2, "flink_json": 1.1,
          "flink_raw": 0.85}  # fmt: skip
+THREADS = {  # of the TaskManager: what for, and how Linux names them
+    "Kafka read": ("Source Data Fet",),
+    "task: decoding, Arrow out and in, records for the sinks": ("Source: KafkaSo",),
+    "to and from the worker (gRPC)": ("grpc-",),
+    "Kafka write": ("kafka-producer",),
+    "compiling by the JVM, less with time": ("C1 Compiler", "C2 Compiler"),
+    "garbage collection": ("GC Thread", "G1 "),
+}
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -34,15 +42,33 @@ def _throughput(results: dict[str, Any]) -> str:
             [alone["title"], "none", f"{alone['median']:,.0f}", f"{alone['min']:,.0f} to {alone['max']:,.0f}", "", ""]
         )
     head = ["contender", "delivery", "samples/s, median", "min to max", "ours / theirs", "goal"]
-    return "\n\n".join([_table(head, rows), *_where_time_goes(results["throughput"].get("ours", {}))])
+    return "\n\n".join([_table(head, rows), *_where_time_goes(results)])
 
 
-def _where_time_goes(ours: dict[str, Any]) -> list[str]:
+def _where_time_goes(results: dict[str, Any]) -> list[str]:
+    rows = [[part, us] for part, us in profile(results)]
+    return [_table(["where the time goes (ours)", "CPU, microseconds a sample"], rows)] if rows else []
+
+
+def profile(results: dict[str, Any]) -> list[tuple[str, float]]:
+    """Return each part of ours and its microseconds a sample: processes, the TaskManager's threads, steps of the task."""
+    ours = results.get("throughput", {}).get("ours", {})
     if "threads_us_per_sample" not in ours:
         return []
-    rows = [[f"process {name}", us] for name, us in ours["cpu_us_per_sample"].items()]
-    rows += [[f"TaskManager's threads `{name}`", us] for name, us in [*ours["threads_us_per_sample"].items()][:8]]
-    return [_table(["where the time goes (ours)", "CPU, microseconds a sample"], rows)]
+    threads = ours["threads_us_per_sample"]
+    found = []
+    for process, us in ours["cpu_us_per_sample"].items():
+        found.append((process, us))
+        if process == "taskmanager":
+            found += [
+                (f"- {part}", round(sum(us for name, us in threads.items() if name.startswith(names)), 2))
+                for part, names in THREADS.items()
+            ]
+        if process == "python worker":
+            batch = results.get("growth", {}).get("batches", {}).get("5000", {})
+            found += [(f"- {part} (timed alone, batch 5,000)", round(ms / 5, 2))
+                      for part, ms in batch.get("ms_per_batch", {}).items()]  # fmt: skip
+    return found
 
 
 def _freshness(results: dict[str, Any]) -> str:
@@ -91,8 +117,7 @@ def plots(results: dict[str, Any], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     if "throughput" in results:
         _bars(results, folder / "bench-throughput.png")
-    threads = results.get("throughput", {}).get("ours", {}).get("threads_us_per_sample")
-    if threads:
+    if profile(results):
         _profile(results, folder / "bench-profile.png")
     if "freshness" in results:
         _ages(results, folder / "bench-freshness.png")
@@ -122,11 +147,10 @@ def _bars(results: dict[str, Any], path: Path) -> None:
 
 
 def _profile(results: dict[str, Any], path: Path) -> None:
-    ours = results["throughput"]["ours"]
-    parts = [("process: " + name, us) for name, us in ours["cpu_us_per_sample"].items()]
-    parts += [("TaskManager: " + name, us) for name, us in list(ours["threads_us_per_sample"].items())[:8]]
-    figure, axes = plt.subplots(figsize=(8, 0.4 * len(parts) + 1))
-    axes.barh([name for name, _ in parts][::-1], [us for _, us in parts][::-1], color="#5d7a8c")
+    parts = profile(results)[::-1]
+    figure, axes = plt.subplots(figsize=(8, 0.35 * len(parts) + 1))
+    colours = ["#b8c4cc" if name.startswith("-") else "#5d7a8c" for name, _ in parts]
+    axes.barh([name for name, _ in parts], [us for _, us in parts], color=colours)
     axes.set_xlabel("CPU, microseconds per sample")
     _save(figure, path)
 
