@@ -1,6 +1,8 @@
 """One submission of the job owns the model at a time: a lease in Redis, renewed while the job lives.
 
-Two jobs on one consumer group would abort each other's Kafka transactions and learn each sample twice.
+Two jobs on one consumer group would abort each other's Kafka transactions and learn each sample twice. A submission that
+slept through the end of its lease does not get it back from a newer one that has committed since, not even when both start
+again at once.
 """
 
 import logging
@@ -17,6 +19,8 @@ RENEW_SECONDS = 1.5
 STARTING_MS = 60_000  # how long a client's lease waits for the job's tasks to come up and take it over
 
 _TAKE = """
+local newest = redis.call('HGET', KEYS[2], 'submission')
+if newest and newest > ARGV[1] then return -2 end
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return redis.call('PTTL', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
@@ -24,12 +28,15 @@ return -1
 """
 _GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
+TAKEN, SUPERSEDED = -1, -2  # answers of taking other than how long another's lease lasts, in ms
+
 log = logging.getLogger(__name__)
 
 
-def new_submission() -> str:
-    """Return a submission id, made once on the client and the same across the job's restarts."""
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+def new_submission(store: ModelStore) -> str:
+    """Return a submission id that sorts after earlier ones, made once on the client and the same across restarts."""
+    seconds, _ = store.redis.time()  # of Redis: clients' clocks differ
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}-{secrets.token_hex(4)}"
 
 
 class Lease:
@@ -37,7 +44,7 @@ class Lease:
 
     def __init__(self, store: ModelStore, submission: str) -> None:
         self.submission = submission
-        self.key = store.keys[3]
+        self.keys = [store.keys[3], store.keys[1]]
         self.redis = store.redis
         self._take = self.redis.register_script(_TAKE)
         self._give_back = self.redis.register_script(_GIVE_BACK)
@@ -45,17 +52,23 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def take(self, lease_ms: int = LEASE_MS) -> None:
-        """Take the lease, waiting for one that nobody renews to run out; raises ``LeaseError`` where somebody does."""
+        """Take the lease, waiting for one that nobody renews to run out.
+
+        Raises ``LeaseError`` where somebody does, or where a newer submission has committed.
+        """
         last = None
-        while (left := self._take(keys=[self.key], args=[self.submission, lease_ms])) >= 0:
+        while (left := self._take(keys=self.keys, args=[self.submission, lease_ms])) >= 0:
             if last is not None and left > last:
-                holder = (self.redis.get(self.key) or b"?").decode()
+                holder = (self.redis.get(self.keys[0]) or b"?").decode()
                 raise LeaseError(
-                    f"Another submission of this job ({holder}) is running on the model {self.key.split('}')[0][1:]}; "
+                    f"Another submission of this job ({holder}) is running on the model {self.keys[0].split('}')[0][1:]}; "
                     "stop it first, or give this one its own MODEL_KEY and KAFKA_GROUP."
                 )
             last = left
             time.sleep(min(RENEW_SECONDS, left / 1000) + 0.1)
+        if left == SUPERSEDED:
+            newest = (self.redis.hget(self.keys[1], "submission") or b"?").decode()
+            raise LeaseError(f"A newer submission of this job ({newest}) has taken over the model; this one ends.")
 
     def keep(self) -> None:
         """Renew the lease in the background until ``give_back``."""
@@ -68,14 +81,14 @@ class Lease:
         if self._thread:
             self._thread.join(timeout=RENEW_SECONDS)
         try:
-            self._give_back(keys=[self.key], args=[self.submission])
+            self._give_back(keys=self.keys[:1], args=[self.submission])
         except redis.RedisError as error:
             log.warning("lease %s was not given back, it runs out by itself: %s", self.submission, error)
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_SECONDS):
             try:
-                if self._take(keys=[self.key], args=[self.submission, LEASE_MS]) >= 0:
+                if self._take(keys=self.keys, args=[self.submission, LEASE_MS]) != TAKEN:
                     log.error("lease %s was taken by another submission", self.submission)
                     return  # the next commit is refused and says so
             except redis.RedisError as error:

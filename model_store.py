@@ -40,7 +40,8 @@ local with_model, model, state_bytes = ARGV[9], ARGV[10], tonumber(ARGV[11])
 local found = redis.call('HGET', KEYS[2], 'commit_id') or ''
 if found == commit then return 'done' end
 local holder = redis.call('GET', KEYS[4])
-if submission ~= '' and holder and holder ~= submission then return 'lease' end
+local newest = redis.call('HGET', KEYS[2], 'submission')
+if submission ~= '' and (holder and holder ~= submission or newest and newest > submission) then return 'lease' end
 if found ~= expected then return 'conflict' end
 if redis.call('EXISTS', KEYS[1]) ~= had_model or redis.call('STRLEN', KEYS[3]) ~= had_state then return 'conflict' end
 if with_model == '1' then redis.call('SET', KEYS[1], model) end
@@ -112,6 +113,7 @@ class Meta:
     ``parent``: "model_id:version" or "". ``samples``, ``rejected``: counts since the recorded start. ``progress``,
     ``starts``: {partition: next offset to learn, first offset of this model}. ``checksums``: {partition: [offset, CRC-32]}
     of the last payload learned. ``saved_at``: seconds since 1970. ``libraries``: versions that pickled the model.
+    ``submission``: the newest one that has learned it.
     """
 
     model_id: str = ""
@@ -130,6 +132,7 @@ class Meta:
     learner: str = ""
     libraries: dict[str, str] = field(default_factory=dict)
     state_sha256: str = ""
+    submission: str = ""
     cleared_at: float = 0.0
 
     @property
@@ -276,6 +279,7 @@ class ModelStore:
         ``lease_ms``, if any. Raises ``ConflictError``, ``LeaseError`` or ``AwayError``.
         """
         expected = before.meta.commit_id if before else ""
+        meta.submission = submission or meta.submission
         meta.commit_id = secrets.token_hex(16)
         meta.saved_at = time.time()
         meta.libraries = {name: installed(name) for name in LIBRARIES}
@@ -320,7 +324,7 @@ class ModelStore:
                 stored = None
             old = stored.meta if stored else Meta()
             mark = Meta(model_id=old.model_id, version=old.version, topic_id=old.topic_id, commit_id=secrets.token_hex(16),
-                        starts=old.progress or old.starts, cleared_at=time.time())  # fmt: skip
+                        starts=old.progress or old.starts, submission=old.submission, cleared_at=time.time())  # fmt: skip
             mark.state_sha256 = hashlib.sha256(b"").hexdigest()
             values = mark.dumps()
             values["signature"] = self.sign(b"", values).encode()

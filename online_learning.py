@@ -83,7 +83,8 @@ def main() -> None:
             f"The parallelism is {env.get_parallelism()}, but one model learns one stream in one order: submit with flink "
             "run -p 1. The topic may have any number of partitions."
         )
-    lease = Lease(ModelStore(config), new_submission())
+    store = ModelStore(config)
+    lease = Lease(store, new_submission(store))
     lease.take(STARTING_MS)
     try:
         if not _resumes(env):

@@ -129,7 +129,7 @@ def prediction(stored: Stored, x: np.ndarray) -> dict:
     """Return what a model says of 64 numbers; ``probabilities`` is None where its estimator has none."""
     estimator: Any = stored.estimator()
     row = x.reshape(1, -1).astype(np.float64)
-    meta = {"model_version": stored.meta.version, "samples": stored.meta.samples, "saved_at": stored.meta.saved_at}
+    meta = {"model_version": stored.meta.version, "samples": stored.meta.samples}
     if not hasattr(estimator, "predict_proba"):
         return {"predict_result": int(estimator.predict(row)[0]), "probabilities": None, **meta}
     shares = estimator.predict_proba(row)[0]

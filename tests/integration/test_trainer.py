@@ -31,7 +31,7 @@ def loop(parts: Stack) -> Stack:
 @pytest.fixture
 def tasks(loop):
     """Return a maker of trainers, each closed in the end, that all belong to one submission unless told otherwise."""
-    opened, mine = [], new_submission()
+    opened, mine = [], new_submission(ModelStore(loop.settings))
 
     def make(submission: str = mine, settings=loop.settings) -> Trainer:
         task = Trainer(settings, submission)
@@ -434,7 +434,7 @@ def test_a_second_submission_ends_with_a_sentence_while_the_first_lives(loop, ta
     send(loop, 0, 50)
     task = tasks()
     with pytest.raises(StopJob, match="Another submission of this job"):
-        tasks(submission=new_submission())
+        tasks(submission=new_submission(task.store))
     feed(task, 0, 50)
     assert task.store.read().meta.samples == 50
 
@@ -445,12 +445,29 @@ def test_a_submission_whose_lease_ran_out_is_succeeded_and_ends_when_it_wakes(lo
     feed(sleeper, 0, 50)
     sleeper.lease._stop.set()  # it stops renewing, as a stopped process does
     began = time.monotonic()
-    successor = tasks(submission=new_submission())
+    successor = tasks(submission=new_submission(sleeper.store))
     assert time.monotonic() - began < LEASE_MS / 1000 + 5
     feed(successor, 50, 80)
     with pytest.raises(StopJob, match="has taken over"):
         feed(sleeper, 50, 100)
     assert successor.store.read().meta.samples == 80
+
+
+def test_a_submission_does_not_get_the_model_back_from_a_newer_one(loop, tasks):
+    """Where both start again at once, or where the newer one has gone since: its outputs are behind the group's offsets."""
+    send(loop, 0, 100)
+    sleeper = tasks()
+    feed(sleeper, 0, 50)
+    sleeper.lease.give_back()
+    time.sleep(1.1)  # ids are of one second
+    successor = tasks(submission=new_submission(sleeper.store))
+    feed(successor, 50, 80)
+    successor.close()
+    with pytest.raises(StopJob, match="has taken over"):
+        feed(sleeper, 50, 100)
+    with pytest.raises(StopJob, match="newer submission of this job"):
+        tasks()
+    assert sleeper.store.read().meta.samples == 80
 
 
 def test_a_lease_that_was_given_back_is_free_at_once(loop, tasks):
