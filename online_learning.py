@@ -24,9 +24,9 @@ HERE = Path(__file__).resolve().parent
 OPTIONS = {
     "pipeline.name": "online_learning",
     "pipeline.object-reuse": "true",
-    # Every 10 ms Flink ends a bundle that is 10 ms old, so a batch is what arrives in 10 to 20 ms beside the learning, at
-    # most 5,000 messages: a sample is learned soon, a flood in large pieces.
-    "python.fn-execution.bundle.time": "10",
+    # Every 5 ms Flink ends a bundle that is 5 ms old, so a batch is what arrives in 5 to 10 ms beside the learning, at most
+    # 5,000 messages: a sample is learned soon, a flood in large pieces.
+    "python.fn-execution.bundle.time": "5",
     "python.fn-execution.bundle.size": "50000",
     "python.fn-execution.arrow.batch.size": "5000",
     "execution.checkpointing.mode": "EXACTLY_ONCE",
