@@ -42,12 +42,8 @@ class OnlineLearner(ScalarFunction):
         """Connect, take the lease and load the model; raises ``StopJob`` where stream and model don't fit."""
         self.trainer = Trainer(Settings(**self.settings), self.submission)
         self.trainer.open()
-        hold_one_thread()
         self.metrics = Metrics(function_context.get_metric_group(), self.trainer)
-        # A batch makes and frees thousands of small objects, none in a cycle: the collector is to look neither at those
-        # after every 700, as it does by default, nor at all libraries.
-        gc.freeze()
-        gc.set_threshold(100_000, 50, 100)
+        learn_fast()
 
     def close(self) -> None:
         """Give the lease back."""
@@ -59,6 +55,15 @@ class OnlineLearner(ScalarFunction):
         learned = self.trainer.learn(payload.tolist(), partition.to_numpy(np.int64), offset.to_numpy(np.int64))
         self.metrics.count(learned)
         return pd.DataFrame({"out": pd.Series(learned.out, dtype=object), "good": learned.good})
+
+
+def learn_fast() -> None:
+    """Set this process up for learning alone: one thread for linear algebra, and a garbage collector that rests."""
+    hold_one_thread()
+    # A batch makes and frees thousands of small objects, none in a cycle: the collector is to look neither at those after
+    # every 700, as it does by default, nor at all libraries.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 class Metrics:

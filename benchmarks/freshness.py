@@ -147,14 +147,14 @@ def at_rate(config: Settings, first: int, rate: float, seconds: float) -> dict[s
 
 def measure(stack: Stack, seconds: float, rates: tuple[int, ...] = (10, 100, 1_000, 10_000),
             learner: str = "sgd") -> dict[str, Any]:  # fmt: skip
-    """Return the ages at each rate, with the page running, after a warm-up at 1,000/s."""
+    """Return the ages at each rate, with the page running, after three times as long a warm-up at 1,000/s."""
     view = stack.named()
     config = view.settings
     job = view.submit_job(LEARNER=learner)
     table: dict[str, Any] = {}
     try:
         with page(view):
-            following = len(send(config, 1_000, 10_000))
+            following = len(send(config, 1_000, round(3_000 * seconds)))
             until(lambda: ask(config, "/model").get("samples") == following, 120, "the warm-up was learned")
             for rate in rates:
                 table[str(rate)] = at_rate(config, following, rate, seconds)

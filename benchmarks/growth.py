@@ -24,6 +24,7 @@ from messages import Format
 from settings import Settings
 from tests.stack import Stack, until
 from trainer import Trainer
+from udf_model import learn_fast
 
 SIZES = ((64, 10), (64, 100), (512, 10), (2_145, 10), (10_000, 10))  # features, classes
 DRAWING = b"""<svg xmlns="http://www.w3.org/2000/svg" width="280" height="280">
@@ -38,6 +39,7 @@ def trainer_cost(stack: Stack, form: Format, batch: int, seconds: float) -> dict
     view = stack.named(learner="sgd", message_format=f"messages:{name}")
     trainer = Trainer(view.settings, "benchmark")
     trainer.open()
+    learn_fast()
     draw = np.random.default_rng(0)
     rows = [form.sample(draw.integers(0, 17, form.n_features), draw.integers(form.n_classes)) for _ in range(batch)]
     spent: dict[str, list[float]] = {part: [] for part in PARTS[:-1]}
