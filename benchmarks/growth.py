@@ -52,16 +52,16 @@ def trainer_cost(stack: Stack, form: Format, batch: int, seconds: float) -> dict
     learn = _timed(trainer.learn, totals)
     partitions, begin = np.zeros(batch, np.int64), time.monotonic()
     try:
-        while len(totals) < 4 or time.monotonic() - begin < seconds:
+        while len(totals) < 6 or time.monotonic() - begin < seconds:
             learn(rows, partitions, np.arange(batch) + len(totals) * batch)
         model = len(trainer.stored.model) if trainer.stored else 0
     finally:
         trainer.close()
         object.__delattr__(trainer.format, "parse")
         delattr(messages, name)
+    spent["rest"] = [whole - sum(parts) for whole, *parts in zip(totals, *spent.values(), strict=True)]
     medians = {part: statistics.median(times[1:]) * 1000 for part, times in spent.items()}
     total = statistics.median(totals[1:]) * 1000
-    medians["rest"] = total - sum(medians.values())
     return {"batch": batch, "samples_per_s": round(batch / total * 1000), "model_bytes": model,
             "ms_per_batch": {part: round(ms, 3) for part, ms in medians.items()}}  # fmt: skip
 

@@ -14,7 +14,7 @@ THREADS = {  # of the TaskManager: what for, and how Linux names them
     "to and from the worker (gRPC)": ("grpc-",),
     "Kafka write": ("kafka-producer",),
     "compiling by the JVM, less with time": ("C1 Compiler", "C2 Compiler"),
-    "garbage collection": ("GC Thread", "G1 "),
+    "garbage collection": ("GC Thread", "G1 ", "VM Thread"),
 }
 
 
