@@ -142,6 +142,8 @@ def _bars(results: dict[str, Any], path: Path) -> None:
     for place, value in enumerate(medians):
         axes.annotate(f" {value:,.0f}", (value, place), xytext=(4, 5), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
+    axes.set_xlim(10, 6 * max(row["max"] for _, row in rows))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("samples/s, median of the rounds, whiskers from min to max")
     _save(figure, path)
 
@@ -157,14 +159,17 @@ def _profile(results: dict[str, Any], path: Path) -> None:
 
 def _ages(results: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4))
-    for learner, table in results["freshness"].items():
+    for colour, (learner, table) in zip(("#c0392b", "#5d7a8c"), results["freshness"].items(), strict=False):
         for kind, style in (("stored_ms", "-"), ("served_ms", "--")):
             for p, marker in (("p50", "o"), ("p99", "s")):
                 label = f"{learner}: {kind.removesuffix('_ms')} {p}"
                 axes.plot([int(rate) for rate in table], [row[kind][p] for row in table.values()], style + marker,
-                          label=label)  # fmt: skip
+                          label=label, color=colour)  # fmt: skip
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set_yscale("log", subs=[2, 5])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_minor_formatter("{x:,.0f}")
     axes.set_xlabel("samples/s")
     axes.set_ylabel("age, ms")
     axes.legend(fontsize=7)
