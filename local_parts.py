@@ -169,7 +169,6 @@ def kafka(settings: Settings) -> Part:
 
     java = [
         str(java_home() / "bin" / "java"),
-        *BUSY_JAVA,
         "-Xmx512m",
         "-XX:+ExitOnOutOfMemoryError",
         "-Dorg.slf4j.simpleLogger.showDateTime=true",
@@ -179,7 +178,7 @@ def kafka(settings: Settings) -> Part:
     ]
     return Part(
         name="Kafka",
-        argv=[*java, "kafka.Kafka", str(folder / "server.properties")],
+        argv=[java[0], *BUSY_JAVA, *java[1:], "kafka.Kafka", str(folder / "server.properties")],
         env=environment(settings),
         run_dir=settings.run_dir,
         answers=answers,

@@ -14,7 +14,7 @@ THREADS = {  # of the TaskManager: what for, and how Linux names them
     "to and from the worker (gRPC)": ("grpc-",),
     "Kafka write": ("kafka-producer",),
     "compiling by the JVM, less with time": ("C1 Compiler", "C2 Compiler"),
-    "garbage collection": ("GC Thread", "G1 ", "VM Thread"),
+    "garbage collection": ("VM Thread",),
 }
 
 
@@ -159,12 +159,12 @@ def _profile(results: dict[str, Any], path: Path) -> None:
 
 def _ages(results: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4))
-    for colour, (learner, table) in zip(("#c0392b", "#5d7a8c"), results["freshness"].items(), strict=False):
+    for number, (learner, table) in enumerate(results["freshness"].items()):
         for kind, style in (("stored_ms", "-"), ("served_ms", "--")):
             for p, marker in (("p50", "o"), ("p99", "s")):
                 label = f"{learner}: {kind.removesuffix('_ms')} {p}"
                 axes.plot([int(rate) for rate in table], [row[kind][p] for row in table.values()], style + marker,
-                          label=label, color=colour)  # fmt: skip
+                          label=label, color=f"C{number}")  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log", subs=[2, 5])
     for axis in (axes.xaxis, axes.yaxis):

@@ -163,10 +163,16 @@ class Trial:
         return time.monotonic() - begin
 
     def stopped_with(self, sentence: str, job: str | None = None) -> None:
-        """Return when the job was failed with this sentence."""
+        """Return when the job was failed with this sentence; a TaskManager that died with it comes back, as by make run."""
         job = job or self.jobs[-1]
+
+        def told() -> bool:
+            # Where the connector closes a producer that was fenced, it may throw, and Flink then ends the whole TaskManager.
+            self.parts.start("taskmanager")
+            return sentence in self.stack.exceptions(job)
+
         try:
-            until(lambda: sentence in self.stack.exceptions(job), LONG, f"the job says: {sentence}")
+            until(told, LONG, f"the job says: {sentence}")
         except AssertionError as error:
             raise AssertionError(f"{error}; {self._told(job)}") from None
 
@@ -311,13 +317,7 @@ def wake_a_stale_task(t: Trial) -> None:
     t.recovered()
     for process in stopped:
         process.send_signal(signal.SIGCONT)
-
-    def told() -> bool:
-        # Where the connector closes a producer that was fenced, it may throw, and Flink then ends the whole TaskManager.
-        t.parts.start("taskmanager")
-        return "submission of this job" in t.stack.exceptions(first)
-
-    until(told, LONG, "the first job says that another has taken over")
+    t.stopped_with("submission of this job", first)
     t.cancel(first)
 
 
