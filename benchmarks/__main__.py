@@ -71,7 +71,7 @@ def _growth(parts: Stack, quick: bool, rounds: int, names: tuple[str, ...]) -> d
         "partitions": lambda: growth.partitions(parts, 100_000 if quick else 400_000, 10),
         "catching_up": lambda: growth.catching_up(parts, 100_000 if quick else 1_000_000),
         "recovery": lambda: growth.recovery(parts, 1 if quick else 3),
-        "memory": lambda: growth.memory(parts, 0.5 if quick else 30, 10_000),
+        "memory": lambda: growth.memory(parts, 0.5 if quick else 30),
     }
     return {"growth": {name: step() for name, step in steps.items() if not names or name in names}}
 

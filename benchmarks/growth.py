@@ -27,6 +27,7 @@ from trainer import Trainer
 from udf_model import learn_fast
 
 SIZES = ((64, 10), (64, 100), (512, 10), (2_145, 10), (10_000, 10))  # features, classes
+WAITING = 100_000  # samples, where some are always to be learned
 DRAWING = b"""<svg xmlns="http://www.w3.org/2000/svg" width="280" height="280">
 <path d="M140 40 L140 240" stroke="black" stroke-width="20" fill="none"/></svg>"""
 PARTS = ("parse", "predict", "learn", "commit", "rest")
@@ -113,20 +114,28 @@ def partitions(stack: Stack, total: int, seconds: float) -> dict[str, Any]:
     return table
 
 
-def memory(stack: Stack, minutes: float, rate: float) -> dict[str, Any]:
-    """Return resident MiB over time of worker, TaskManager, Redis and page, and of Redis's append-only files on disk."""
+def memory(stack: Stack, minutes: float) -> dict[str, Any]:
+    """Return resident MiB over time of worker, TaskManager, Redis and page, and of Redis's append-only files on disk.
+
+    Samples wait at all times, so that the job learns as fast as it can.
+    """
     view = stack.named()
     job = view.submit_job(LEARNER="sgd")
-    series: dict[str, list[float]] = {}
+    watch, stop, series = Watch(watch_redis(view.settings)), threading.Event(), dict[str, list[float]]()
+    sender = threading.Thread(target=keep_waiting, args=(view.settings, watch, stop), daemon=True)
     try:
         with page(view):
-            sender = threading.Thread(target=send, args=(view.settings, rate, round(rate * minutes * 60)))
             sender.start()
-            while sender.is_alive():
+            begin = time.monotonic()
+            while time.monotonic() < begin + 60 * minutes:
                 for name, mib in _resident(view).items():
                     series.setdefault(name, []).append(round(mib, 1))
-                sender.join(min(5, minutes * 6))
+                time.sleep(min(5, minutes * 6))
+            rate = watch.seen[-1][1] / (time.monotonic() - begin)
     finally:
+        stop.set()
+        sender.join()
+        watch.end()
         view.cancel_job(job)
     result = {}
     for name, values in series.items():
@@ -135,7 +144,18 @@ def memory(stack: Stack, minutes: float, rate: float) -> dict[str, Any]:
         result[name] = {"unit": "MiB", "first": values[0], "last": values[-1], "max": max(values),
                         "last_sixth_against_second": round(change, 3), "series": values}  # fmt: skip
         print(f"growth: memory of {name}: {values[0]} to {values[-1]} MiB, {100 * change:+.1f} %", flush=True)
-    return {"minutes": minutes, "samples_per_s": rate, "parts": result}
+    print(f"growth: memory: {rate:,.0f} samples/s", flush=True)
+    return {"minutes": minutes, "samples_per_s": round(rate), "parts": result}
+
+
+def keep_waiting(config: Settings, watch: Watch, stop: threading.Event) -> None:
+    """Send samples so that at least ``WAITING`` are still to be learned."""
+    sent = 0
+    while not stop.wait(0.05):
+        learned = watch.seen[-1][1] if watch.seen else 0
+        if sent < learned + WAITING:
+            fill(config, WAITING)
+            sent += WAITING
 
 
 def _resident(view: Stack) -> dict[str, float]:

@@ -10,7 +10,8 @@ GOALS = {"row_udf": 250, "kafka_python": 6, "quix": 4, "bytewax": 4, "river": 4,
          "flink_raw": 0.85}  # fmt: skip
 THREADS = {  # of the TaskManager: what for, and how Linux names them
     "Kafka read": ("Source Data Fet",),
-    "task: decoding, Arrow out and in, records for the sinks": ("Source: KafkaSo",),
+    "first task: decoding, Arrow out and in": ("Source: KafkaSo",),
+    "second task: records for the sinks": ("DataStreamToTab",),
     "to and from the worker (gRPC)": ("grpc-",),
     "Kafka write": ("kafka-producer",),
     "compiling by the JVM, less with time": ("C1 Compiler", "C2 Compiler"),
@@ -89,11 +90,10 @@ def _growth(results: dict[str, Any]) -> str:
     for name, head in (("sizes", "size"), ("batches", "batch size")):
         rows = [[key, f"{row['samples_per_s']:,}", f"{row['model_bytes']:,}", *row["ms_per_batch"].values()]
                 for key, row in growth.get(name, {}).items()]  # fmt: skip
-        columns = ["samples/s in the task", "model, bytes", *(f"{p}, ms a batch" for p in
-                   ("parse", "commit", "predict", "learn", "rest"))]  # fmt: skip
         if rows:
-            order = [*next(iter(growth[name].values()))["ms_per_batch"]]
-            found.append(_table([head, *columns[:2], *(f"{part}, ms a batch" for part in order)], rows))
+            parts = next(iter(growth[name].values()))["ms_per_batch"]
+            columns = ["samples/s in the task", "model, bytes", *(f"{part}, ms a batch" for part in parts)]
+            found.append(_table([head, *columns], rows))
     if "partitions" in growth:
         rows = [[count, f"{row['median']:,.0f}"] for count, row in growth["partitions"].items()]
         found.append(_table(["partitions", "samples/s"], rows))

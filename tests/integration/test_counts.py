@@ -4,12 +4,15 @@ import threading
 
 import numpy as np
 import pytest
+from apache_beam.runners.worker.statesampler import StateSampler
+from apache_beam.utils.counters import CounterFactory
 from redis import Redis
 
 from benchmarks.measure import fill
 from messages import DIGITS, Format
 from tests.stack import Stack, until
 from trainer import Trainer
+from udf_model import end_bundles_at_once
 
 X = [i % 17 for i in range(64)]
 
@@ -61,6 +64,19 @@ def test_a_commit_writes_few_bytes_beside_the_model(trainer, monkeypatch):
     assert sum(len(part if isinstance(part, bytes) else str(part)) for part in sent[0]) < model + 4000
 
 
+def test_a_bundle_starts_no_thread_of_the_profiler(monkeypatch):
+    for name in ("start", "stop"):  # put back afterwards
+        monkeypatch.setattr(StateSampler, name, getattr(StateSampler, name))
+    end_bundles_at_once()
+    sampler, threads = StateSampler("stage", CounterFactory()), threading.active_count()
+    for _ in range(2):
+        sampler.start()
+        assert threading.active_count() == threads
+        sampler.stop_if_still_running()
+        assert sampler.finished
+        sampler.reset()
+
+
 def test_a_flood_is_learned_in_large_batches_each_message_by_one_evaluation(stack):
     fill(stack.settings, 20_000)
     job = stack.submit_job(LEARNER="sgd")
@@ -70,4 +86,5 @@ def test_a_flood_is_learned_in_large_batches_each_message_by_one_evaluation(stac
     assert int(client.hget(key, "version")) <= 200  # 100 messages a commit; 1,000 and more on a machine at rest
     plan = stack.rest(f"/jobs/{job}/plan")["plan"]["nodes"]
     assert sum(node["description"].count("PythonCalc(") for node in plan) == 1
+    assert len(plan) == 2  # the sinks have a task of their own, as the end of a transaction takes time
     stack.cancel_job(job)
