@@ -185,5 +185,5 @@ def _memory(results: dict[str, Any], path: Path) -> None:
     axes.set_xlabel(f"minutes at {memory['samples_per_s']:,} samples/s")
     axes.set_ylabel("MiB")
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
