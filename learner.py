@@ -92,16 +92,18 @@ class SgdLearner(EstimatorLearner):
     for ten classes, whatever its size. What is left here is the fit of each class, which without shuffling draws nothing.
     """
 
+    _unused = np.random.RandomState(SEED)  # asked for, and without effect; to make one takes as long as to fit a class
+
     def learn(self, X: np.ndarray, y: np.ndarray) -> None:
         """Learn one mini-batch, in stream order; an empty one changes nothing."""
         estimator = self._last
         if len(y) == 0 or not self._learned or len(estimator.classes_) == 2:
             super().learn(X, y)
             return
-        weights, unused = np.ones(len(y)), np.random.RandomState(SEED)
+        alpha, rate, weights = estimator.alpha, estimator.learning_rate, np.ones(len(y))
         for i in range(len(estimator.classes_)):  # changes coef_[i] where it stands
             _, estimator.intercept_[i], _ = fit_binary(
-                estimator, i, X, y, estimator.alpha, estimator.learning_rate, 1, 1.0, 1.0, weights, random_state=unused
+                estimator, i, X, y, alpha, rate, 1, 1.0, 1.0, weights, random_state=self._unused
             )
         estimator.t_ += len(y)
 

@@ -178,7 +178,7 @@ def kafka(settings: Settings) -> Part:
     ]
     return Part(
         name="Kafka",
-        argv=[java[0], *BUSY_JAVA, *java[1:], "kafka.Kafka", str(folder / "server.properties")],
+        argv=[*java, *BUSY_JAVA, "kafka.Kafka", str(folder / "server.properties")],
         env=environment(settings),
         run_dir=settings.run_dir,
         answers=answers,

@@ -134,7 +134,8 @@ def memory(stack: Stack, minutes: float) -> dict[str, Any]:
             rate = watch.seen[-1][1] / (time.monotonic() - begin)
     finally:
         stop.set()
-        sender.join()
+        if sender.is_alive():  # not where the page didn't start
+            sender.join()
         watch.end()
         view.cancel_job(job)
     result = {}
