@@ -51,7 +51,7 @@ def trailing_sum(values: np.ndarray, step: int, n: int) -> np.ndarray:
     while width <= n:  # by doubling: no long cumulative sum that would lose digits
         if n & width:
             shift = done * step
-            result[:, shift:] += part[:, : part.shape[1] - shift]
+            result[:, shift:] += part[:, : max(part.shape[1] - shift, 0)]
             done += width
         grown = part.copy()
         grown[:, width * step :] += part[:, : -width * step]

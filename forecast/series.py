@@ -11,11 +11,18 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 KEYS = ["region", "network", "station"]
 COLUMNS = [*KEYS, "timestamp", "count"]
+OUTAGE = ["region", "from", "to"]
 MOST_PER_HOUR = 100_000_000
 """A count above this is a broken log, not an audience."""
+FAR = 20
+"""Rows at either end are far outside the rest where they are fewer than a usual day's, times empty days / FAR."""
 
 
 class BadInput(ValueError):
@@ -102,12 +109,15 @@ def to_local(
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Return a CSV or Parquet file of keys, timestamp and count; raises ``BadInput`` for what is neither."""
+    """Return a CSV or Parquet file of keys, timestamp and count; raises ``BadInput`` for what is neither.
+
+    Keys are categories of text as they stand in the file; only an empty cell is missing.
+    """
     if path.suffix not in (".csv", ".parquet"):
         raise BadInput(f"{path} is no .csv and no .parquet file.")
     try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (OSError, ValueError) as error:
+        table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise BadInput(f"{path} can't be read: {error}") from error
     missing = [column for column in COLUMNS if column not in table]
     if missing:
@@ -115,11 +125,47 @@ def read_table(path: Path) -> pd.DataFrame:
     return table
 
 
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read every cell as text, so that nothing is guessed from the rest of its column."""
+    return pd.read_csv(
+        path,
+        dtype=dict.fromkeys(KEYS, "category") | {"timestamp": str, "count": str},
+        keep_default_na=False,
+        na_values={name: [""] for name in COLUMNS},
+        index_col=False,
+        encoding="utf-8-sig",
+    )
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    """Read a file, or a folder of files; a pandas index is a column or nothing, whatever it was."""
+    found = [name for name in KEYS if path.is_dir() and any(path.glob(f"**/{name}=*"))]
+    names = pa.schema([(name, pa.string()) for name in found])  # or a folder's 007 becomes 7
+    parts = ds.partitioning(names, flavor="hive") if found else None
+    table = pq.read_table(path, partitioning=parts)
+    table = table.select([name for name in COLUMNS if name in table.column_names])
+    for name in KEYS:
+        if name in table.column_names:
+            at = table.column_names.index(name)
+            table = table.set_column(at, name, _text(table[name]))
+    return table.to_pandas(ignore_metadata=True)
+
+
+def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column as categories of text: 7 and 7.0 are both "7", as a gap turns whole numbers into floats."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    text = column.cast(pa.string())
+    return pc.if_else(pc.equal(text, ""), None, text).dictionary_encode()
+
+
 def clean(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return the rows that can be counted, with an epoch-hour column ``hour``, and the number left out by reason.
 
-    Timestamps are UTC or carry an offset; the same key and hour twice with the same count is a duplicate and
-    counted once, with another count the later row corrects the earlier.
+    Timestamps are UTC or carry an offset. Of several rows of one key and hour the last counts: an earlier one with
+    the same count is its duplicate, one with another count was corrected.
     """
     rejects: dict[str, int] = {}
 
@@ -128,14 +174,13 @@ def clean(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
             rejects[reason] = int((~good).sum())
         return rows[good]
 
-    table = keep(table, table[KEYS].notna().all(axis=1), "key missing")
-    stamps = table["timestamp"]
-    if not isinstance(stamps.dtype, pd.DatetimeTZDtype):
-        stamps = pd.to_datetime(stamps, utc=True, errors="coerce", format="ISO8601")
+    table = table.reset_index(drop=True)  # labels may repeat
+    table = keep(table, (table[KEYS].notna() & (table[KEYS] != "")).all(axis=1), "key missing")
+    stamps = _utc(table["timestamp"])
     hours = stamps.dt.as_unit("s").astype("int64") // 3600  # an offset of half an hour counts in the hour it is in
     table = table.assign(hour=hours)
     table = keep(table, stamps.notna(), "timestamp unreadable")
-    counts = pd.to_numeric(table["count"], errors="coerce")
+    counts = pd.to_numeric(table["count"], errors="coerce").astype(float)
     table = table.assign(count=counts)
     table = keep(table, counts.notna(), "count unreadable")
     table = keep(table, table["count"] >= 0, "count negative")
@@ -143,9 +188,42 @@ def clean(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     cell = pd.Series(_cell_ids(table), index=table.index)
     if cell.is_unique:
         return table, rejects
-    same = table.assign(cell=cell).duplicated(["cell", "count"], keep="first")
-    table = keep(table, ~same, "duplicate")
-    return keep(table, ~cell[table.index].duplicated(keep="last"), "corrected by a later row"), rejects
+    last = ~cell.duplicated(keep="last")
+    final = table["count"][last].set_axis(cell[last])
+    same = table["count"] == final.reindex(cell).to_numpy()
+    table = keep(table, last | ~same, "duplicate")
+    return keep(table, last[table.index], "corrected by a later row"), rejects
+
+
+def _utc(stamps: pd.Series) -> pd.Series:
+    """Return timestamps in UTC, NaT where one can't be read: a number has no unit, so it is none."""
+    if isinstance(stamps.dtype, pd.DatetimeTZDtype):
+        return stamps
+    if pd.api.types.is_numeric_dtype(stamps):
+        return pd.Series(pd.NaT, stamps.index, dtype="datetime64[s, UTC]")
+    if isinstance(stamps.dtype, pd.CategoricalDtype):
+        stamps = stamps.astype(object)
+    return pd.to_datetime(stamps, utc=True, errors="coerce", format="ISO8601")
+
+
+def without_strays(table: pd.DataFrame, rejects: dict[str, int]) -> pd.DataFrame:
+    """Return the rows without the few that lie far before or after the rest, which are counted as rejects.
+
+    The longer the gap without a row, the more rows must lie beyond it: one wrong year in a date would otherwise
+    become decades of zeros.
+    """
+    day, rows = np.unique(table["hour"].to_numpy() // 24, return_counts=True)
+    before = np.cumsum(rows)[:-1]
+    after = len(table) - before
+    fewest = np.median(rows) * (np.diff(day) - 1) / FAR if len(day) else before
+    early = np.flatnonzero((before < fewest) & (before <= after))
+    late = np.flatnonzero((after < fewest) & (after < before))
+    first = day[early[-1] + 1] if len(early) else -np.inf
+    last = day[late[0]] if len(late) else np.inf
+    inside = (table["hour"] // 24).between(first, last)
+    if not inside.all():
+        rejects["far outside the other days"] = int((~inside).sum())
+    return table[inside]
 
 
 def _cell_ids(table: pd.DataFrame) -> np.ndarray:
@@ -162,6 +240,8 @@ def load(
 ) -> Series:
     """Return the series in a file, zero-filled from its first to its last complete local day.
 
+    A region's days without any row, amid days that have some, are not observed.
+
     zones: the time zone of each region, or one for all. outages: ``region``, ``from``, ``to`` (UTC, to excluded);
     an empty region means everywhere. known: the keys that may occur; others are rejected and counted.
     Raises ``BadInput`` where nothing is left or a region has no zone.
@@ -172,6 +252,7 @@ def load(
         if not of_known.all():
             rejects["unknown key"] = int((~of_known).sum())
         table = table[of_known]
+    table = without_strays(table, rejects)
     if table.empty:
         raise BadInput(f"{path} holds no row that can be counted ({rejects}).")
     keys = (
@@ -189,7 +270,36 @@ def load(
     for name in set(zone_of.values()):
         zone(name)
     keys["zone"] = keys["region"].map(zone_of)
-    return build(keys, table, outages, rejects)
+    return without_empty_days(build(keys, table, outages, rejects))
+
+
+def without_empty_days(series: Series) -> Series:
+    """Return the series in which a region's day without any row is not observed, where that weekday usually has one.
+
+    Such a day was not recorded. Days before a region's first count and after its last stay as they are.
+    """
+    observed = series.observed.copy()
+    weekday = np.arange(series.days) % 7
+    for members in series.keys.groupby("region").indices.values():
+        some = series.counts[members].any(axis=(0, 2))
+        alive = np.flatnonzero(some)
+        if not len(alive):
+            continue
+        inside = np.zeros(series.days, bool)
+        inside[alive[0] : alive[-1] + 1] = True
+        with_rows, all_days = (np.bincount(weekday[days], minlength=7) for days in (some, inside))
+        usual = 2 * with_rows > all_days
+        observed[np.ix_(members, np.flatnonzero(inside & ~some & usual[weekday]))] = False
+    return replace(series, observed=observed)
+
+
+def read_outages(path: Path) -> pd.DataFrame:
+    """Return a Parquet file of outages, ``region``, ``from`` and ``to``; raises ``BadInput`` where it is none."""
+    try:
+        table = pq.read_table(path, partitioning=None).select(OUTAGE)
+        return table.set_column(0, "region", _text(table["region"])).to_pandas(ignore_metadata=True)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise BadInput(f"{path} holds no outages ({', '.join(OUTAGE)}): {error}") from error
 
 
 def key_rows(keys: pd.DataFrame, table: pd.DataFrame) -> np.ndarray:
@@ -222,7 +332,7 @@ def build(
     hour = table["hour"].to_numpy()
     counts = np.zeros((len(keys), days, 24), np.float32)
     observed = np.zeros((len(keys), days, 24), bool)
-    outside = len(table)
+    outside, none = len(table), pd.DataFrame(columns=OUTAGE)
     for name, members in keys.groupby("zone").indices.items():
         begin, day, _ = local_slots(str(name), start, days)
         hourly = np.zeros((len(keys), len(day)), np.float32)
@@ -230,9 +340,10 @@ def build(
         outside -= int(inside.sum())
         hourly[row[inside], hour[inside] - begin] = table["count"].to_numpy()[inside]
         seen = np.ones(hourly.shape, bool)
-        for outage in (outages if outages is not None else pd.DataFrame()).itertuples():
-            hit = (keys["region"] == outage.region).to_numpy() if outage.region else np.ones(len(keys), bool)
-            lo, hi = (int(pd.Timestamp(t).timestamp()) for t in (outage[2], outage[3]))
+        for region, since, until in (outages if outages is not None else none)[OUTAGE].itertuples(index=False):
+            everywhere = pd.isna(region) or region == ""
+            hit = np.ones(len(keys), bool) if everywhere else (keys["region"] == region).to_numpy()
+            lo, hi = (int(pd.Timestamp(t).timestamp()) for t in (since, until))
             seen[hit, max(lo // 3600 - begin, 0) : max(-(-hi // 3600) - begin, 0)] = False
         counts[members], observed[members] = to_local(hourly[members], seen[members], str(name), start, days)
     if outside:
