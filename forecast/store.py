@@ -7,11 +7,14 @@ A run that was killed leaves a folder whose name begins with a dot, and yesterda
 depends on the clock, so that the same day from the same parent gives the same folder again.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -47,7 +50,7 @@ class Published:
         """Return the arrays of ``model`` or ``series``; raises ``StoreError`` where the file is not as written."""
         path = self.folder / f"{name}.npz"
         if not path.exists() or digest(path) != self.manifest["files"][path.name]["sha256"]:
-            raise StoreError(f"{path} is missing or not what the manifest says; publish that day again.")
+            raise StoreError(f"{path} is missing or not what the manifest says; {_again(self.folder)}")
         with np.load(path) as file:
             return {key: file[key] for key in file.files}
 
@@ -82,7 +85,15 @@ def opened(folder: Path) -> Published:
     try:
         return Published(folder, json.loads((folder / "manifest.json").read_bytes()))
     except (OSError, ValueError) as error:
-        raise StoreError(f"{folder} holds no manifest that can be read: {error}") from error
+        raise StoreError(f"{folder} holds no manifest that can be read ({error}); {_again(folder)}") from error
+
+
+def _again(folder: Path) -> str:
+    """Return the command that brings a damaged folder back."""
+    return (
+        f"publish that day again: python -m forecast update --day {folder.name[:10]}, "
+        "or initialise where it was the first."
+    )
 
 
 def of_day(root: Path, day: date) -> Published | None:
@@ -124,12 +135,80 @@ def forecast_tables(series: Series, expected: np.ndarray) -> dict[date, pa.Table
     return tables
 
 
-def publish(
-    root: Path, series: Series, weights: list[np.ndarray], expected: np.ndarray, facts: dict[str, Any]
-) -> Published:
-    """Write one folder and make it the current one; returns it. facts go into the manifest."""
+@contextmanager
+def locked(root: Path, what: str) -> Iterator[None]:
+    """Hold the right to publish; raises ``StoreError`` that names who holds it. It ends with its process."""
     root.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=root))
+    with (root / ".lock").open("a+") as file:
+        if not _taken(file.fileno()):
+            file.seek(0)
+            raise StoreError(
+                f"{root} is held by {file.read() or 'another run'}; wait until it has ended, then run this again."
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} ({what})")
+        file.flush()
+        yield
+
+
+def _taken(handle: int) -> bool:
+    """Take an open file's lock, if nobody has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def publish(
+    root: Path,
+    series: Series,
+    weights: list[np.ndarray],
+    expected: np.ndarray,
+    facts: dict[str, Any],
+    anew: bool = False,
+) -> Published:
+    """Write one folder and make it the current one, unless a later day is; returns it.
+
+    facts go into the manifest. anew makes it the current one in any case. Raises ``StoreError`` where it can't be
+    written.
+    """
+    draft = None
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=root))
+        with _owned(draft):
+            manifest = _write(draft, series, weights, expected, facts)
+            folder = _put(root, draft, manifest)
+        if anew or not _is_later(root, folder):
+            _point(root, folder)
+        _prune(root, folder)
+    except OSError as error:
+        if draft:
+            shutil.rmtree(draft, ignore_errors=True)
+        raise StoreError(f"Nothing was published: {root} can't be written: {error}") from error
+    return Published(folder, manifest)
+
+
+@contextmanager
+def _owned(draft: Path) -> Iterator[None]:
+    """Hold a draft's own lock, so that another publication tells it from a killed run's."""
+    handle = os.open(draft, os.O_RDONLY)
+    try:
+        _taken(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write(
+    draft: Path,
+    series: Series,
+    weights: list[np.ndarray],
+    expected: np.ndarray,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Write every file of a folder, the manifest last, down to the disk; returns the manifest."""
     np.savez(draft / "model.npz", **{f"w{i:03d}": value for i, value in enumerate(weights)})
     np.savez(draft / "series.npz", counts=series.counts, observed=series.observed)
     for day, table in forecast_tables(series, expected).items():
@@ -148,19 +227,40 @@ def publish(
         "keys": series.keys.to_dict("list"),
         "files": files,
     }
-    text = json.dumps(manifest, indent=1, sort_keys=True).encode()
-    (draft / "manifest.json").write_bytes(text)
+    (draft / "manifest.json").write_bytes(_json(manifest))
     for path in [*draft.rglob("*"), draft]:
         _sync(path)
+    return manifest
+
+
+def _json(manifest: dict[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1, sort_keys=True).encode()
+
+
+def _put(root: Path, draft: Path, manifest: dict[str, Any]) -> Path:
+    """Give the draft its name; where that folder is there already, repair what is damaged in it."""
+    text = _json(manifest)
     folder = root / f"{manifest['as_of']}-{hashlib.sha256(text).hexdigest()[:12]}"
-    if folder.exists():
-        shutil.rmtree(draft)  # the same day from the same parent: the same bytes are there already
-        os.utime(folder)  # and tomorrow goes on from this one
-    else:
+    if not folder.exists():
         draft.rename(folder)
-    _point(root, folder)
-    _prune(root)
-    return Published(folder, manifest)
+        _sync(root)
+        return folder
+    wanted = {name: facts["sha256"] for name, facts in manifest["files"].items()}
+    for name, sha256 in (wanted | {"manifest.json": hashlib.sha256(text).hexdigest()}).items():
+        there = folder / name
+        if not there.is_file() or digest(there) != sha256:
+            there.parent.mkdir(parents=True, exist_ok=True)
+            (draft / name).replace(there)
+            _sync(there.parent)
+    shutil.rmtree(draft)
+    os.utime(folder)  # tomorrow goes on from this one
+    return folder
+
+
+def _is_later(root: Path, folder: Path) -> bool:
+    """Return whether what is current is of a later day than this folder; a link to nothing is not."""
+    now = (root / "current").resolve()
+    return now.is_dir() and now.name[:10] > folder.name[:10]
 
 
 def _point(root: Path, folder: Path) -> None:
@@ -172,15 +272,28 @@ def _point(root: Path, folder: Path) -> None:
     _sync(root)
 
 
-def _prune(root: Path) -> None:
+def _prune(root: Path, newest: Path) -> None:
     """Drop drafts of killed runs and all but the newest published days."""
     for draft in root.glob(".draft-*"):
-        shutil.rmtree(draft)
-    keep = (root / "current").resolve()
+        _drop_if_dead(draft)
+    keep = {(root / "current").resolve().name, newest.name}
     days = sorted({folder.name[:10] for folder in root.glob("????-??-??-*")})
     for folder in root.glob("????-??-??-*"):
-        if folder.name[:10] not in days[-KEPT:] and folder != keep:
+        if folder.name[:10] not in days[-KEPT:] and folder.name not in keep:
             shutil.rmtree(folder)
+
+
+def _drop_if_dead(draft: Path) -> None:
+    """Remove a draft that no run holds."""
+    try:
+        handle = os.open(draft, os.O_RDONLY)
+    except FileNotFoundError:
+        return  # its run has just given it its name
+    try:
+        if _taken(handle):
+            shutil.rmtree(draft, ignore_errors=True)
+    finally:
+        os.close(handle)
 
 
 def _sync(path: Path) -> None:
