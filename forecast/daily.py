@@ -7,6 +7,7 @@ a scheduler, and gives the same folder.
 import dataclasses
 import json
 import time
+import zlib
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -14,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from forecast import baselines, store, v5
+from forecast import baselines, completeness, store, v5
 from forecast.features import Examples, Features
 from forecast.scoring import BUCKETS
-from forecast.series import KEYS, BadInput, Series, build, clean, key_rows, load, read_table
+from forecast.series import KEYS, BadInput, Series, build, clean, key_rows, load, read_outages, read_table
 from settings import settings
 
 STEPS, BATCH, RATE, REPLAY = 18, 1024, 1e-4, 0.9
@@ -59,7 +60,12 @@ class Folders:
 
     def zones(self) -> dict[str, str]:
         """Return the time zone of each region."""
-        return json.loads(self.operator.read_bytes())["zones"]
+        try:
+            return dict(json.loads(self.operator.read_bytes())["zones"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadInput(
+                f'{self.operator} holds no time zones, {{"zones": {{"a region": "America/Chicago"}}}}: {error!r}'
+            ) from error
 
 
 def folders() -> Folders:
@@ -67,10 +73,23 @@ def folders() -> Folders:
     return Folders(settings().run_dir / "forecast")
 
 
-def initialise(where: Folders, seed: int = 0) -> store.Published:
-    """Train on the whole history, forecast and publish."""
+def initialise(where: Folders, seed: int = 0, force: bool = False) -> store.Published:
+    """Train on the whole history, forecast and publish; force takes a last day that looks cut short as it is.
+
+    Raises ``BadInput`` where the history is too short or cut short, ``StoreError`` where another run publishes.
+    """
+    with store.locked(where.published, "initialise"):
+        return _initialise(where, seed, force)
+
+
+def _initialise(where: Folders, seed: int, force: bool) -> store.Published:
     began = time.perf_counter()
     series = trimmed(load(where.history, where.zones(), outages_of(where)))
+    if not force and (lack := completeness.lack(series)):
+        raise BadInput(
+            f"{where.history} looks cut short on its last day: {lack}. Bring the whole file, "
+            "or take it as it is with initialise --force."
+        )
     features = Features(series)
     model = v5.cold_start(features, seed)
     forecast = model.forecast(features, series.days)
@@ -83,7 +102,7 @@ def initialise(where: Folders, seed: int = 0) -> store.Published:
         "seed": seed,
         "vocabulary": dataclasses.asdict(model.vocabulary),
     }
-    published = store.publish(where.published, series, model.weights(), forecast, facts)
+    published = store.publish(where.published, series, model.weights(), forecast, facts, anew=True)
     print(f"initialised with {len(series.keys)} keys to {published.as_of} in {time.perf_counter() - began:.1f} s")
     return published
 
@@ -107,11 +126,17 @@ def trimmed(series: Series) -> Series:
     )
 
 
-def update(where: Folders, day: date, lost: bool = False) -> store.Published:
+def update(where: Folders, day: date, lost: bool = False, force: bool = False) -> store.Published:
     """Learn one day, forecast the 90 after it and publish; lost says that no file of that day will ever come.
 
-    Raises ``BadInput`` where the day before was not published or the day's file is missing.
+    force takes a file that looks cut short as it is. Raises ``BadInput`` where the day before was not published or
+    the day's file is missing or looks cut short, ``StoreError`` where another run publishes.
     """
+    with store.locked(where.published, f"update --day {day}"):
+        return _update(where, day, lost, force)
+
+
+def _update(where: Folders, day: date, lost: bool, force: bool) -> store.Published:
     parent = store.of_day(where.published, day - timedelta(days=1))
     if parent is None:
         newest = store.current(where.published)
@@ -119,7 +144,7 @@ def update(where: Folders, day: date, lost: bool = False) -> store.Published:
             f"{day} can't be learned: nothing was published for the day before it"
             + (f"; the newest is {newest.as_of}." if newest else "; run initialise first.")
         )
-    series = parent.series() if lost else appended(where, parent.series(), day)
+    series = parent.series() if lost else appended(where, parent.series(), day, force)
     series = trimmed(with_lost_day(series) if lost else series)
     features = Features(series)
     names = {name: tuple(values) for name, values in parent.manifest["vocabulary"].items()}
@@ -148,8 +173,11 @@ def with_lost_day(series: Series) -> Series:
     )
 
 
-def appended(where: Folders, series: Series, day: date) -> Series:
-    """Return the series with one more day from its file: new stations of known regions join, others are rejected."""
+def appended(where: Folders, series: Series, day: date, force: bool = False) -> Series:
+    """Return the series with one more day from its file: new stations of known regions join, others are rejected.
+
+    Raises ``BadInput`` where the file is missing or, unless forced, looks cut short.
+    """
     path = where.day(day)
     if not path.exists():
         raise BadInput(f"{path} is missing; bring it, or say with --lost that {day} was never recorded.")
@@ -170,25 +198,35 @@ def appended(where: Folders, series: Series, day: date) -> Series:
     )
     counts[place, :-1], observed[place, :-1] = series.counts, series.observed
     counts[:, -1:], observed[:, -1:] = today.counts, today.observed
-    return Series(keys, series.start, counts, observed, today.rejects)
+    result = Series(keys, series.start, counts, observed, today.rejects)
+    if not force and (lack := completeness.lack(result)):
+        rejected = f" (rejected rows: {today.rejects})" if today.rejects else ""
+        raise BadInput(
+            f"{path} looks cut short: {lack}{rejected}. Bring the whole file, take it as it is with "
+            f"--force, or forecast without {day} with --lost."
+        )
+    return result
 
 
 def outages_of(where: Folders) -> pd.DataFrame | None:
     """Return the known outages."""
-    return pd.read_parquet(where.outages) if where.outages.exists() else None
+    return read_outages(where.outages) if where.outages.exists() else None
 
 
-def fine_tune(model: v5.V5, features: Features, seed: int) -> tuple[bool, float]:
+def fine_tune(model: v5.V5, features: Features, seed: int) -> tuple[bool, float | None]:
     """Train on the last day and a replay of old ones; returns whether the old weights were kept, and the error.
 
     One key-day in five is held out of the fine-tune; where the new weights do worse on those of the last two weeks
-    than the old ones, the old ones stay.
+    than the old ones, the old ones stay. They stay, too, where there is nothing to learn or to judge by.
     """
     last = features.days - 1
-    slice_ = held_out(features.examples(max(last - GATE_DAYS + 1, v5.FIRST), last + 1, seed=0, copies=2), True)
+    recent = features.examples(max(last - GATE_DAYS + 1, v5.FIRST), last + 1, seed=0, copies=2)
+    slice_, learned = held_out(features, recent, True), lesson(features, seed)
+    if not len(slice_.key) or not len(learned.key):
+        return True, None
     inputs = model.inputs(features, slice_.key, slice_.target, slice_.horizon)
     before, old = model.error(inputs, slice_), model.weights()
-    model.learn(features, lesson(features, seed), epochs=1, batch=batch_of(features), rate=RATE)
+    model.learn(features, learned, epochs=1, batch=batch_of(features), rate=RATE)
     after = model.error(inputs, slice_)
     kept = not after <= before  # so that an error that is no number keeps the old ones too
     if kept:
@@ -199,10 +237,10 @@ def fine_tune(model: v5.V5, features: Features, seed: int) -> tuple[bool, float]
 def lesson(features: Features, seed: int, replay: float = REPLAY) -> Examples:
     """Return what a fine-tune learns: the last day at many horizons, and a share of old days, the gate's left out."""
     rows, last, rng = STEPS * batch_of(features), features.days - 1, np.random.default_rng(seed)
-    new = held_out(features.examples(last, last + 1, seed, copies=64), False)
+    new = held_out(features, features.examples(last, last + 1, seed, copies=64), False)
     n_new = min(round(rows * (1 - replay)), len(new.key))
     n_old = rows - n_new if replay else 0
-    old = held_out(features.sample(v5.FIRST, last, round(n_old * 1.5), seed), False)
+    old = held_out(features, features.sample(v5.FIRST, last, round(n_old * 1.5), seed), False)
     return new.take(rng.permutation(len(new.key))[:n_new]).joined(old.take(rng.permutation(len(old.key))[:n_old]))
 
 
@@ -235,7 +273,13 @@ def errors_by_horizon(model: v5.V5, features: Features) -> dict[str, dict[str, f
     return result
 
 
-def held_out(examples: Examples, wanted: bool) -> Examples:
-    """Return the examples that belong, or don't, to the gate's slice."""
-    chosen = (examples.key * 7 + examples.day_number * 3) % HELD_OUT == 0
+def held_out(features: Features, examples: Examples, wanted: bool) -> Examples:
+    """Return the examples that belong, or don't, to the gate's slice.
+
+    A key's name and the day decide, not its row: rows move when a station joins, and the slice would then hold what
+    earlier fine-tunes have learned.
+    """
+    names = features.series.keys[KEYS].itertuples(index=False)
+    codes = np.array([zlib.crc32("\x1f".join(name).encode()) for name in names], np.int64)
+    chosen = (codes[examples.key] + examples.day_number * 3) % HELD_OUT == 0
     return examples.take(np.flatnonzero(chosen == wanted))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def published(operator: Operator, tmp_path_factory: pytest.TempPathFactory):
     later = write_log(operator, where.root / "log", 4)
     daily.initialise(where)
     return where, later
+
+
+@pytest.fixture
+def fresh(published, tmp_path: Path) -> tuple[daily.Folders, list[date]]:
+    """An installation of its own, initialised, and its days to come."""
+    where, later = published
+    first = store.of_day(where.published, later[0] - timedelta(days=1))
+    shutil.copytree(where.root / "log", tmp_path / "log")
+    shutil.copytree(first.folder, tmp_path / "published" / first.folder.name)
+    (tmp_path / "published" / "current").symlink_to(first.folder.name)
+    return daily.Folders(tmp_path), later
 
 
 def table(*rows: tuple) -> pd.DataFrame:
@@ -311,8 +323,8 @@ def test_the_gate_keeps_yesterdays_model_where_todays_is_worse(operator, monkeyp
     assert all(np.array_equal(a, b) for a, b in zip(before, model.weights(), strict=True))
 
 
-def test_a_killed_run_leaves_yesterday_complete(published, monkeypatch):
-    where, later = published
+def test_a_killed_run_leaves_yesterday_complete(fresh, monkeypatch):
+    where, later = fresh
     yesterday = daily.update(where, later[0])
 
     def killed(*_: object) -> None:
