@@ -1,7 +1,9 @@
-"""Two DAGs: ``ad_inventory_initialise`` once, ``ad_inventory_daily`` each morning for the day before.
+"""Two DAGs: ``ad_inventory_initialise`` once, ``ad_inventory_daily`` at noon UTC for the day before.
 
-The tasks call the same commands that a person does, in the project's own environment: Airflow has one of its own. A
-day that failed is retried, and a missed one is made up for by a backfill, as ``update --day`` can be run again.
+The tasks call the same commands that a person does, in the project's own environment: Airflow has one of its own. At
+noon UTC the day before is over in every time zone. The run then waits for the day's file; where none comes, it
+forecasts without that day, so that later days go on. A file that comes later is learned with ``update --day``, and
+the days after it again, each in turn.
 """
 
 import os
@@ -9,21 +11,29 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from airflow.providers.standard.operators.bash import BashOperator
+from airflow.providers.standard.sensors.python import PythonSensor
 from airflow.sdk import DAG
 
 PROJECT = Path(os.environ.get("FORECAST_PROJECT", Path(__file__).resolve().parents[2]))
+LOG = PROJECT / os.environ.get("RUN_DIR", ".local") / "forecast" / "log"
 PYTHON = PROJECT / ".local" / "venv" / "bin" / "python"
 RETRIES = {"retries": 3, "retry_delay": timedelta(minutes=1), "retry_exponential_backoff": True}
 
 
-def command(arguments: str) -> BashOperator:
+def command(arguments: str, task_id: str = "", trigger_rule: str = "all_success") -> BashOperator:
     """Return the task that runs one of the forecast's commands."""
     return BashOperator(
-        task_id=arguments.split()[0],
+        task_id=task_id or arguments.split()[0],
         bash_command=f"{PYTHON} -m forecast {arguments}",
         cwd=str(PROJECT),
         append_env=True,
+        trigger_rule=trigger_rule,
     )
+
+
+def has_come(day: str) -> bool:
+    """Return whether the file of a day is there."""
+    return (LOG / f"day={day}.parquet").exists()
 
 
 with DAG("ad_inventory_initialise", schedule=None, default_args=RETRIES, tags=["forecast"]):
@@ -31,11 +41,23 @@ with DAG("ad_inventory_initialise", schedule=None, default_args=RETRIES, tags=["
 
 with DAG(
     "ad_inventory_daily",
-    schedule="0 5 * * *",
+    schedule="0 12 * * *",  # midnight of UTC-12, the last zone to end a day
     start_date=datetime(2023, 1, 1),  # before any data: a run before it would do nothing
     catchup=False,
-    max_active_runs=1,  # a day builds on the one before
-    default_args=RETRIES | {"depends_on_past": True},
+    max_active_runs=1,  # a day builds on the one before; none depends on the past run's success
+    default_args=RETRIES,
     tags=["forecast"],
 ):
-    command("update --day {{ macros.ds_add(ds, -1) }}") >> command("status")
+    day = "{{ macros.ds_add(ds, -1) }}"
+    wait = PythonSensor(
+        task_id="wait",
+        python_callable=has_come,
+        op_args=[day],
+        mode="reschedule",  # holds no worker between two looks
+        poke_interval=timedelta(minutes=5),
+        timeout=timedelta(hours=20),  # before the next run begins
+        soft_fail=True,
+    )
+    learn = command(f"update --day {day}")
+    without = command(f"update --day {day} --lost", "update_without", "all_skipped")
+    wait >> [learn, without] >> command("status", trigger_rule="none_failed_min_one_success")
