@@ -13,7 +13,7 @@ import redis
 
 from learner import Learner, load_learner, new_learner
 from lease import LEASE_MS, Lease
-from messages import Parsed, load_format, predictions, reject
+from messages import UNFORESEEN, Parsed, load_format, predictions, reject
 from model_store import ConflictError, IncompleteError, LeaseError, Meta, ModelStore, Stored, StoreError, new_model_id
 from settings import Settings
 from source_log import SourceLog
@@ -95,7 +95,7 @@ class Trainer:
         else:
             if stored is None:
                 self._refuse_emptied_store()
-            self.learner = new_learner(*names)
+            self.learner = new_learner(*names, self.format.low, self.format.high)
             self.meta = self._new_meta(stored)
         self.stored = stored
 
@@ -232,6 +232,7 @@ class Trainer:
         self, payloads: list[bytes | None], parsed: Parsed, partitions: np.ndarray, offsets: np.ndarray
     ) -> Learned:
         """Predict, score, learn and commit; raises ``ConflictError`` where the store is not what this task read last."""
+        _log_unforeseen(parsed, partitions, offsets)
         meta = deepcopy(self.meta)
         found, places = np.unique(partitions, return_inverse=True)
         fresh = offsets >= np.array([meta.progress.get(p, 0) for p in found.tolist()])[places]
@@ -280,6 +281,14 @@ def _outgoing(payloads: list[bytes | None], parsed: Parsed, predicted: np.ndarra
     for i, error in sorted(parsed.reasons.items()):
         out.insert(i, reject(payloads[i], str(error), int(partitions[i]), int(offsets[i])))
     return out
+
+
+def _log_unforeseen(parsed: Parsed, partitions: np.ndarray, offsets: np.ndarray) -> None:
+    """Log where the parser itself failed, with one stack trace for each reason of a batch."""
+    failed = {str(e): (i, e) for i, e in parsed.reasons.items() if e.code == UNFORESEEN}
+    for i, error in failed.values():
+        place = f"partition {partitions[i]} offset {offsets[i]}"
+        log.error("the message at %s is rejected: %s", place, error, exc_info=error.__cause__)
 
 
 def _advance(meta: Meta, payloads: list[bytes | None], partitions: np.ndarray, offsets: np.ndarray, fresh: np.ndarray,
