@@ -5,6 +5,8 @@ Knows the learner, the model store and the input topic's log, and nothing of Fli
 
 import logging
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -236,7 +238,8 @@ class Trainer:
         meta = deepcopy(self.meta)
         found, places = np.unique(partitions, return_inverse=True)
         fresh = offsets >= np.array([meta.progress.get(p, 0) for p in found.tolist()])[places]
-        predicted = self.learner.predict(parsed.X) if len(parsed.X) else None
+        with self._naming(partitions, offsets):
+            predicted = self.learner.predict(parsed.X) if len(parsed.X) else None
         version = meta.version if predicted is not None else None
         out = _outgoing(payloads, parsed, predicted, version, partitions, offsets, fresh)
         learn_now = fresh[parsed.good]
@@ -251,7 +254,8 @@ class Trainer:
             sources = parsed.sources if all_new else [parsed.sources[i] for i in np.flatnonzero(learn_now)]
             meta.scores.add(y, predicted[learn_now], sources, self.format.classes)
         if len(y):
-            self.learner.learn(X, y)
+            with self._naming(partitions, offsets):
+                self.learner.learn(X, y)
         _advance(meta, payloads, partitions, offsets, fresh, len(y), reasons)
         if self.fork:
             meta.parent, meta.model_id = f"{meta.model_id}:{meta.version}", new_model_id(meta.model_id)
@@ -259,6 +263,21 @@ class Trainer:
         meta.cleared_at = 0.0
         self._commit(meta, len(y) > 0)
         return learned
+
+    @contextmanager
+    def _naming(self, partitions: np.ndarray, offsets: np.ndarray) -> Iterator[None]:
+        """Raise ``StopJob`` where the learner fails: it would fail on these samples again, whatever restarts."""
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Exception as error:  # an estimator may raise anything
+            batch = f"partition {partitions[0]} offset {offsets[0]} to partition {partitions[-1]} offset {offsets[-1]}"
+            raise StopJob(
+                f"LEARNER {self.settings.learner} fails on the samples of topic {self.settings.input_topic} "
+                f"{batch} ({type(error).__name__}: {error}): set another LEARNER after python redis_clear.py "
+                f"{self.settings.model_key}."
+            ) from error
 
     def _commit(self, meta: Meta, changed: bool) -> None:
         before = self.stored

@@ -1,6 +1,9 @@
 """The learners that the project brings, and what it says of those that can't be."""
 
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from digit_model import DigitClassifier
 from learner import LearnerError, load_learner, new_learner
 from model_store import STATE_PAGE, Meta, ModelFormatError, unpickle
 from repeatable import dumps
+from settings import HERE
 from tests.unit.learners import REFUSED, served
 
 CLASSES = np.arange(10)
@@ -65,6 +69,28 @@ def test_a_name_that_gives_no_factory_is_refused(name, tmp_path, monkeypatch):
     for wrong in (name, "broken_learner:learner"):
         with pytest.raises(LearnerError, match="LEARNER"):
             new_learner(wrong, CLASSES, 64)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("LEARNER", "tests.unit.learners:refused_balanced", "class_weight 'balanced' is not supported"),
+        ("MESSAGE_FORMAT", "messages:orjson", "it must be a messages.Format"),
+    ],
+)
+def test_the_job_says_in_a_sentence_why_it_is_not_submitted(setting, value, said):
+    submitted = subprocess.run(
+        [sys.executable, "online_learning.py"],
+        cwd=HERE,
+        env=os.environ | {setting: value},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert submitted.returncode == 1
+    assert submitted.stderr.startswith(f"online_learning.py: {setting} {value!r}")
+    assert said in submitted.stderr
+    assert submitted.stderr.count("\n") == 1
 
 
 def test_the_trial_leaves_no_trace_in_the_learner():

@@ -124,8 +124,11 @@ class Fragile(Format):
         return super()._parse_at_once(payloads)
 
 
+FRAGILE = Fragile(64, 0, 16, 10)
+
+
 def test_a_fault_of_the_parser_rejects_the_one_message_it_fails_on(caplog):
-    parsed = Fragile(64, 0, 16, 10).parse([GOOD, b"nope", GOOD[:-1] + b',"a":"poison"}', GOOD])
+    parsed = FRAGILE.parse([GOOD, b"nope", GOOD[:-1] + b',"a":"poison"}', GOOD])
     assert parsed.good.tolist() == [True, False, False, True]
     assert [parsed.reasons[i].code for i in (1, 2)] == ["not_json", "unforeseen"]
     assert "RuntimeError" in str(parsed.reasons[2])
