@@ -180,12 +180,13 @@ def _factory(name: str) -> Callable[[], Any]:
 
 
 def _check(name: str, estimator: Any) -> None:
-    if isinstance(estimator, type):
-        raise LearnerError(
-            f"LEARNER {name!r} gives the class {estimator.__name__}, not an estimator: let the "
-            f"factory return {estimator.__name__}()."
-        )
     steps = _steps(estimator)
+    for step in steps:
+        if isinstance(step, type):
+            raise LearnerError(
+                f"LEARNER {name!r} gives the class {step.__name__}, not an estimator: let the "
+                f"factory make one with {step.__name__}()."
+            )
     last = steps[-1] if steps else estimator
     if not hasattr(last, "partial_fit"):
         raise LearnerError(

@@ -141,6 +141,7 @@ REFUSED = {
     "other_classes": lambda: GaussianNB().partial_fit(np.zeros((1, 64)), [0], classes=[0, 1]),
     "other_features": lambda: GaussianNB().partial_fit(np.zeros((1, 3)), [0], classes=range(10)),
     "a_class": lambda: SGDClassifier,
+    "a_class_as_a_step": lambda: make_pipeline(StandardScaler, SGDClassifier()),
     "none": lambda: None,
     "a_text": lambda: "SGDClassifier()",
     "empty": lambda: Pipeline([]),

@@ -43,6 +43,11 @@ def changed_pages(before: bytes, after: bytes) -> int:
         ("tests.unit.learners:missing", "can't be imported"),
         (":learner", "can't be imported"),
         ("tests.unit.learners:batch_only", "LogisticRegression, which can't learn one batch at a time"),
+        ("tests.unit.learners:refused_a_class", "gives the class SGDClassifier, not an estimator"),
+        ("tests.unit.learners:refused_a_class_as_a_step", "gives the class StandardScaler"),
+        ("tests.unit.learners:refused_in_place", "changes the samples"),
+        ("tests.unit.learners:refused_column", "one label per sample"),
+        ("tests.unit.learners:refused_transformer", "it has no predict"),
         ("tests.unit.learners:unfitted", "the step PolynomialFeatures, which must be fitted first"),
     ],
 )
