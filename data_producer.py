@@ -6,12 +6,14 @@ process ends may or may not have arrived; the last line counts those.
 """
 
 import base64
+import json
 import logging
 import os
 import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from functools import partial
 from itertools import count as natural_numbers
 from itertools import islice
@@ -360,10 +362,20 @@ def reject_to_edit(value: bytes, form: Format) -> dict:
     except UnicodeDecodeError:
         return line | {"base64": reject["payload"]}
     fields = _object(text)
-    # Of two fields of one name an object keeps the last: what that alone would mend stays text, for a person to decide.
-    if fields is None or form.parse([orjson.dumps(fields)]).good[0]:
+    # What an object does not hold as it was written stays text, and so does what writing it again would mend.
+    in_a_line = f'{{"message":{text}}}'
+    if fields is None or not _is_kept(in_a_line, {"message": fields}) or form.parse([orjson.dumps(fields)]).good[0]:
         return line | {"message": text}
     return line | {"message": fields}
+
+
+def _is_kept(text: bytes | str, fields: dict) -> bool:
+    """Return whether ``fields``, written again, say what ``text`` says: each number and each field."""
+    exactly = partial(json.loads, parse_int=Decimal, parse_float=Decimal, object_pairs_hook=list)
+    try:
+        return exactly(orjson.dumps(fields)) == exactly(text)
+    except (orjson.JSONEncodeError, RecursionError, ArithmeticError):  # too deep for one of them, or too small a number
+        return False
 
 
 def mended_message(line: bytes, form: Format) -> bytes:
@@ -376,6 +388,8 @@ def mended_message(line: bytes, form: Format) -> bytes:
     message = fields.get("message")
     if message is None:
         raise ValueError('There is no "message" to send.')
+    if not isinstance(message, str) and not _is_kept(line, fields):
+        raise ValueError("Sending this object would change a number or a field: write it as text, in quotes.")
     payload = message.encode() if isinstance(message, str) else orjson.dumps(message)
     parsed = form.parse([payload])
     if not parsed.good[0]:

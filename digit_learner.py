@@ -38,7 +38,8 @@ class DigitLearner:
         self.seen, self.steps, self.slot = 0, 0, 0  # samples learned, steps made, where memory is written next
         self.weights, self.mean, self.square = (np.zeros(shape, np.float32) for _ in range(3))
         self.averaged = np.zeros(shape, np.float32)
-        self.memory = np.zeros((MEMORY, N_PIXELS + 1), np.uint8)  # pixels, and the label's place in classes plus 1
+        # Pixels, and the label's place in classes plus 1, which for more than 255 classes takes two bytes.
+        self.memory = np.zeros((MEMORY, N_PIXELS + 1), np.min_scalar_type(len(classes)))
         self._known: dict[bytes, int] = {}
         self._last: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -105,7 +106,7 @@ class DigitLearner:
     def _remember(self, X: np.ndarray, labels: np.ndarray) -> None:
         """Put samples that memory doesn't hold in place of its oldest, of a large batch some, evenly spaced."""
         some = np.unique(np.linspace(0, len(X) - 1, min(len(X), REHEARSED_AT_MOST)).astype(int))
-        rows = np.column_stack([np.clip(np.rint(X[some]), 0, 255), labels[some] + 1]).astype(np.uint8)
+        rows = np.column_stack([np.clip(np.rint(X[some]), 0, 255), labels[some] + 1]).astype(self.memory.dtype)
         for row in rows:
             key = row.tobytes()
             if key not in self._known:

@@ -6,7 +6,9 @@ with the stream's position in one commit, and ``load_learner`` goes on from thos
 
 import importlib
 import pickle
+import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +17,6 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import SGDClassifier
 from sklearn.linear_model._stochastic_gradient import fit_binary
 from sklearn.pipeline import Pipeline
-from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from digit_learner import DigitLearner
@@ -54,8 +55,7 @@ class EstimatorLearner:
     def __init__(self, estimator: Any, classes: np.ndarray | None, learned: bool = False):
         self._estimator, self._learned = estimator, learned
         self._classes = {} if classes is None else {"classes": classes}
-        self._steps = [step for _, step in estimator.steps[:-1]] if isinstance(estimator, Pipeline) else []
-        self._last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+        *self._steps, self._last = _steps(estimator)
 
     def predict(self, X: np.ndarray) -> np.ndarray | None:
         """Return one prediction per row of X; None before the first sample was learned."""
@@ -113,11 +113,30 @@ def sgd() -> SGDClassifier:
     return SGDClassifier(alpha=0.01, loss="log_loss", penalty="l1", shuffle=False, random_state=SEED)
 
 
-def new_learner(name: str, classes: np.ndarray | None, n_features: int) -> Learner:
+def new_learner(
+    name: str,
+    classes: np.ndarray | None,
+    n_features: int,
+    low: float = 0,
+    high: float = 16,
+) -> Learner:
     """Return a learner that has learned nothing yet; raises ``LearnerError`` for a name that gives none.
 
     ``name``: ``default`` (8x8 digits), ``sgd``, or ``module:factory``, where ``factory()`` returns an estimator.
+    A copy of it is tried on made-up samples in ``low..high``, so that the stream does not find out what it can't do.
     """
+    try:
+        learner = _untried(name, classes, n_features)
+        with warnings.catch_warnings(action="ignore"):  # of few and odd samples
+            _try(name, deepcopy(learner), classes, _made_up(n_features, low, high))
+    except LearnerError:
+        raise
+    except Exception as error:
+        raise LearnerError(_said(name, error)) from error
+    return learner
+
+
+def _untried(name: str, classes: np.ndarray | None, n_features: int) -> Learner:
     if name == "default":
         if classes is None or n_features != N_PIXELS:
             raise LearnerError(
@@ -140,7 +159,7 @@ def load_learner(name: str, classes: np.ndarray | None, n_features: int, model: 
     if name == "default":
         return DigitLearner.load(model, state)
     estimator = pickle.loads(model)  # noqa: S301  the store has checked it
-    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+    last = _steps(estimator)[-1]
     kind = SgdLearner if name == "sgd" else EstimatorLearner
     # A topic that begins with bad messages alone commits a model that has learned nothing.
     return kind(estimator, classes, learned=_is_fitted(last))
@@ -151,24 +170,97 @@ def _factory(name: str) -> Callable[[], Any]:
     if not colon:
         raise LearnerError(f"LEARNER is {name!r}; it must be default, sgd, or module:factory.")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        factory = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
         raise LearnerError(f"LEARNER is {name!r}, which can't be imported: {error}.") from error
+    if not callable(factory):
+        kind = type(factory).__name__
+        raise LearnerError(f"LEARNER {name!r} is a {kind}; it must be a function that returns one.")
+    return factory
 
 
 def _check(name: str, estimator: Any) -> None:
-    steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
-    if not hasattr(steps[-1], "partial_fit"):
+    steps = _steps(estimator)
+    for step in steps:
+        if isinstance(step, type):
+            raise LearnerError(
+                f"LEARNER {name!r} gives the class {step.__name__}, not an estimator: let the "
+                f"factory make one with {step.__name__}()."
+            )
+    last = steps[-1] if steps else estimator
+    if not hasattr(last, "partial_fit"):
         raise LearnerError(
-            f"LEARNER {name!r} gives a {type(steps[-1]).__name__}, which can't learn one batch at a "
+            f"LEARNER {name!r} gives a {type(last).__name__}, which can't learn one batch at a "
             "time: it has no partial_fit."
         )
-    for step in steps[:-1]:
-        if not (hasattr(step, "partial_fit") or not get_tags(step).requires_fit or _is_fitted(step)):
+    if not hasattr(estimator, "predict"):
+        raise LearnerError(
+            f"LEARNER {name!r} gives a {type(estimator).__name__} that ends in a "
+            f"{type(last).__name__} and predicts nothing: it has no predict."
+        )
+
+
+def _steps(estimator: Any) -> list[Any]:
+    """Return the steps of a pipeline, and of pipelines within it, without those that only pass samples on."""
+    if isinstance(estimator, Pipeline):
+        return [found for _, step in estimator.steps for found in _steps(step)]
+    return [] if estimator is None or isinstance(estimator, str) else [estimator]
+
+
+def _made_up(n_features: int, low: float, high: float) -> list[np.ndarray]:
+    """Return batches from a single sample on, the first at one end of the range: a stream may begin so."""
+    low, high = np.clip([low, high], -1e9, 1e9)
+    draw = np.random.default_rng(SEED)
+    batches = [low + (high - low) * draw.random((n, n_features)) for n in (20, 1, 3)]
+    ends = [np.full((1, n_features), end) for end in (low, high)]
+    return [ends[0], *(np.rint(batch).clip(low, high) for batch in batches), ends[1]]
+
+
+def _try(name: str, learner: Learner, classes: np.ndarray | None, batches: list[np.ndarray]) -> None:
+    """Predict, learn, store and restart on each batch; raises where the stream could not go on."""
+    labels = np.array([0.0, 1.0]) if classes is None else classes
+    for i, X in enumerate(batches):
+        y = labels[(i + np.arange(len(X))) % len(labels)]
+        before = X.copy(), y.copy()
+        learner.learn(X, y)
+        for rows in batches:
+            _check_predictions(name, learner.predict(rows.copy()), len(rows), classes)
+        learner.predict(X)
+        if not all(map(np.array_equal, (X, y), before)):
             raise LearnerError(
-                f"LEARNER {name!r} has the step {type(step).__name__}, which must be fitted first: let "
-                "the factory fit it, or use one that needs no fitting."
+                f"LEARNER {name!r} changes the samples that it is given, which are needed as they "
+                "are: let its steps work on copies (copy=True)."
             )
+        model, state = learner.model_bytes(), learner.state_bytes()
+        learner = load_learner(name, classes, X.shape[1], model, state)
+
+
+def _check_predictions(name: str, predicted: Any, n: int, classes: np.ndarray | None) -> None:
+    if np.shape(predicted) != (n,):
+        raise LearnerError(
+            f"LEARNER {name!r} must predict one label per sample; for {n} it predicts an array of "
+            f"shape {np.shape(predicted)}."
+        )
+    if classes is None:
+        return
+    whole = isinstance(predicted, np.ndarray) and predicted.dtype.kind in "iu"
+    if not (whole and np.isin(predicted, classes).all()):
+        raise LearnerError(
+            f"LEARNER {name!r} must predict the whole numbers {classes[0]} to {classes[-1]} as a "
+            f"numpy array; it predicts {predicted[0]!r}."
+        )
+
+
+def _said(name: str, error: Exception) -> str:
+    """Return in one sentence why a learner can't learn this stream."""
+    if isinstance(error, NotFittedError):
+        step = str(error).split("This ", 1)[-1].split(" instance", 1)[0]
+        return (
+            f"LEARNER {name!r} has the step {step}, which must be fitted first: let the factory fit "
+            "it, or use one that needs no fitting."
+        )
+    text = " ".join(str(error).split())
+    return f"LEARNER {name!r} can't learn this stream ({type(error).__name__}): {text[:300].rstrip('.')}."
 
 
 def _is_fitted(step: Any) -> bool:

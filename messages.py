@@ -5,13 +5,14 @@ stand alone, and those are judged one by one, with a reason. Both ways give the 
 """
 
 import base64
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import import_module
 from itertools import chain
-from json import JSONDecoder
 from operator import itemgetter
 
 import numpy as np
@@ -21,8 +22,17 @@ MAX_MESSAGE_BYTES = 1_000_000  # a message that topic, producer and job let pass
 MAX_SAMPLE_BYTES = 65_536  # a good sample: it goes out again with more fields, and must fit there
 MAX_REJECTED_BYTES = 700_000  # base64 of this, with a reason, stays below MAX_MESSAGE_BYTES
 ADDED = ("predict_y", "model_version", "partition", "offset", "replayed")  # fields that the job writes itself
+MAX_DEPTH = 254  # levels of lists and objects in a message; orjson reads more than it can write
+UNFORESEEN = "unforeseen"  # the code of a message on which the parser itself fails
 
 _REQUIRED = itemgetter("ts", "x", "actual_y")
+_READ = ("ts", "x", "actual_y", "source")  # fields that the job reads
+_READ_QUOTED, _ADDED_QUOTED = ([b'"%b"' % name.encode() for name in names] for names in (_READ, ADDED))
+_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
+_MARK = re.compile(_STRING + rb'|\[[^][{}"]*\]|[][{},]')  # a list of numbers is one mark, to be fast
+_NAME = re.compile(rb"\s*(" + _STRING + rb")")
+
+log = logging.getLogger(__name__)
 
 
 class BadMessageError(ValueError):
@@ -38,7 +48,7 @@ class Parsed:
     """A batch after parsing; rows of ``X`` belong, in order, to the places where ``good`` is true.
 
     ``X``: float64 (samples, n_features). ``y``: int64 (samples,). ``good``: bool (messages,). ``documents``: each good
-    message as one JSON object in bytes that ends in its own brace and holds none of ``ADDED``. ``sources``: its
+    message as it was written, one JSON object in bytes that ends in its own brace, without ``ADDED``. ``sources``: its
     ``source`` field or None. ``reasons``: the error of each bad message by its place in the batch.
     """
 
@@ -54,7 +64,8 @@ class Parsed:
 class Format:
     """A message of the form ``{"ts": text, "x": [n_features numbers in low..high], "actual_y": 0..n_classes-1}``.
 
-    ``whole`` numbers must be written without a decimal point. ``source`` (text) is optional; other fields are carried along.
+    ``whole`` numbers must be written without a decimal point. ``source`` (text) is optional; other fields are carried
+    along as they are written, to the byte.
     """
 
     n_features: int
@@ -78,6 +89,15 @@ class Format:
 
     def parse(self, payloads: Sequence[bytes | None]) -> Parsed:
         """Parse a batch of raw messages; never raises for what a message holds."""
+        try:
+            return self._parse(payloads)
+        except MemoryError:  # is no message's fault
+            raise
+        except Exception:
+            log.exception("%d messages can't be parsed together; each is judged alone", len(payloads))
+            return self._parse_one_by_one(payloads)
+
+    def _parse(self, payloads: Sequence[bytes | None]) -> Parsed:
         if not payloads:
             return _join([], self.n_features)
         plain = None not in payloads and max(map(len, payloads)) <= MAX_SAMPLE_BYTES  # type: ignore[arg-type]
@@ -87,7 +107,7 @@ class Format:
         if len(payloads) <= 8:
             return self._parse_one_by_one(payloads)
         half = len(payloads) // 2
-        return _join([self.parse(payloads[:half]), self.parse(payloads[half:])], self.n_features)
+        return _join([self._parse(payloads[:half]), self._parse(payloads[half:])], self.n_features)
 
     def _parse_at_once(self, payloads: Sequence[bytes]) -> Parsed | None:
         """Return the batch if each message is proven to be one good sample of known fields only, else None."""
@@ -129,21 +149,26 @@ class Format:
         rows, labels, documents, sources, reasons = [], [], [], [], {}
         for i, payload in enumerate(payloads):
             try:
-                message = self._judge(payload)
+                message, document = self._judge(payload)
             except BadMessageError as error:
                 reasons[i] = error
+                continue
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - as in parse()
+                reasons[i] = _unforeseen(error)
                 continue
             good[i] = True
             rows.append(message["x"])
             labels.append(message["actual_y"])
             sources.append(message.get("source"))
-            documents.append(orjson.dumps({k: v for k, v in message.items() if k not in ADDED}))
+            documents.append(document)
         X = np.array(rows, dtype=np.float64).reshape(-1, self.n_features)
         return Parsed(X, np.array(labels, dtype=np.int64), good, documents, sources, reasons)
 
-    def _judge(self, payload: bytes | None) -> dict:
-        """Return the message as a dict, or raise ``BadMessageError``."""
-        message = _json_object(payload)
+    def _judge(self, payload: bytes | None) -> tuple[dict, bytes]:
+        """Return the message as a dict and as a document, or raise ``BadMessageError``."""
+        message, document = _json_object(payload)
         for name in ("ts", "x", "actual_y"):
             if name not in message:
                 raise BadMessageError("missing_field", f'The field "{name}" is missing.')
@@ -168,7 +193,7 @@ class Format:
             raise BadMessageError("wrong_type", f'"actual_y" must be a whole number, not {_kind(y)}.')
         if not 0 <= y < self.n_classes:
             raise BadMessageError("out_of_range", f'"actual_y" must be in 0..{self.n_classes - 1}, not {y!r:.40}.')
-        return message
+        return message, document
 
 
 DIGITS = Format(n_features=64, low=0, high=16, n_classes=10)
@@ -178,9 +203,12 @@ def load_format(name: str) -> Format:
     """Return the format that ``module:name`` names; raises ``ValueError`` naming what can't be found."""
     module, _, attribute = name.partition(":")
     try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = getattr(import_module(module), attribute)
+    except Exception as error:
         raise ValueError(f"MESSAGE_FORMAT {name!r} must be module:name of a message format: {error}.") from error
+    if not isinstance(found, Format):
+        raise ValueError(f"MESSAGE_FORMAT {name!r} is a {type(found).__name__}; it must be a messages.Format.")
+    return found
 
 
 def predictions(documents: Sequence[bytes], predicted: Sequence[float | None], version: int | None,
@@ -217,7 +245,7 @@ def _sources(messages: list[dict], named: int) -> list[str | None] | None:
     return sources if sum(s is not None for s in sources) == named else None
 
 
-def _json_object(payload: bytes | None) -> dict:
+def _json_object(payload: bytes | None) -> tuple[dict, bytes]:
     if payload is None:
         raise BadMessageError("empty", "The message has no value (a tombstone).")
     if not payload:
@@ -236,23 +264,48 @@ def _json_object(payload: bytes | None) -> dict:
         raise BadMessageError("not_json", f"The message is not JSON: {error}.") from error
     if not isinstance(message, dict):
         raise BadMessageError("not_an_object", f"The message must be a JSON object, not {_kind(message)}.")
-    # orjson keeps the last of two fields of one name without a word.
-    if b"\\" in payload or any(payload.count(b'"%b"' % name) > 1 for name in (b"ts", b"x", b"actual_y", b"source")):
-        _refuse_duplicates(payload.decode())
-    return message
+    return message, _document(payload)
 
 
-def _refuse_duplicates(text: str) -> None:
-    seen: list[list[str]] = []
-    hook = lambda pairs: seen.append([name for name, _ in pairs])  # noqa: E731
-    try:
-        JSONDecoder(object_pairs_hook=hook, parse_int=str, parse_float=str).decode(text)
-    except RecursionError as error:
-        raise BadMessageError("not_json", "The message is nested too deeply.") from error
-    outermost = seen[-1]
-    for name in ("ts", "x", "actual_y", "source"):
-        if outermost.count(name) > 1:
+def _document(payload: bytes) -> bytes:
+    """Return an object as it is written, without ``ADDED``; raises for a field of ours that stands twice, or nesting."""
+    levels = payload.count(b"[") + payload.count(b"{")
+    twice = any(payload.count(name) > 1 for name in _READ_QUOTED)
+    added = any(name in payload for name in _ADDED_QUOTED)
+    if not (b"\\" in payload or twice or added or levels > MAX_DEPTH):
+        return payload.rstrip()
+    members = _members(payload)
+    names = [orjson.loads(_NAME.match(member)[1]) for member in members]  # type: ignore[index]
+    for name in _READ:  # orjson keeps the last of two fields of one name without a word
+        if names.count(name) > 1:
             raise BadMessageError("duplicate_field", f'The field "{name}" stands more than once.')
+    kept = [member for name, member in zip(names, members, strict=True) if name not in ADDED]
+    return payload.rstrip() if len(kept) == len(members) else b"{" + b",".join(kept) + b"}"
+
+
+def _members(text: bytes) -> list[bytes]:
+    """Return the outermost members of a JSON object, known to be valid, as they are written."""
+    depth, start, members = 0, 0, []
+    for mark in _MARK.finditer(text):
+        kind = mark[0]
+        if kind[:1] in b"{[":
+            depth += 1
+            start = mark.end() if depth == 1 else start
+        if depth > MAX_DEPTH:
+            raise BadMessageError("not_json", "The message is nested too deeply.")
+        if depth == 1 and kind in (b",", b"}"):
+            members.append(text[start : mark.start()])
+            start = mark.end()
+        if kind[-1:] in b"}]":
+            depth -= 1
+    return members
+
+
+def _unforeseen(error: Exception) -> BadMessageError:
+    """Return the reject of a message on which the parser itself failed; its cause keeps the stack trace."""
+    bad = BadMessageError(UNFORESEEN, f"The parser fails on this message: {error!a:.200}.")
+    bad.__cause__ = error
+    return bad
 
 
 def _kind(value: object) -> str:

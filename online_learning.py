@@ -13,8 +13,10 @@ from pyflink.common import Configuration
 from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
+from learner import LearnerError, new_learner
 from lease import STARTING_MS, Lease, new_submission
 from leftovers import end_leftovers
+from messages import load_format
 from model_store import ModelStore, StoreError
 from settings import Settings, SettingsError, settings
 from udf_model import online_learner
@@ -77,6 +79,7 @@ CREATE TABLE {table} (
 def main() -> None:
     """Submit the job, unless another submission is running on the same model."""
     config = settings()
+    try_learner(config)
     env = StreamExecutionEnvironment.get_execution_environment(_options(config))
     if env.get_parallelism() != 1:
         raise SettingsError(
@@ -95,6 +98,15 @@ def main() -> None:
     except BaseException:
         lease.give_back()
         raise
+
+
+def try_learner(config: Settings) -> None:
+    """Try the learner on made-up samples, so that what it can't do is known before anything runs."""
+    try:
+        form = load_format(config.message_format)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    new_learner(config.learner, form.classes, form.n_features, form.low, form.high)
 
 
 def build(table_env: StreamTableEnvironment, config: Settings, submission: str) -> None:
@@ -167,5 +179,5 @@ def _add_python_files(table_env: StreamTableEnvironment, config: Settings) -> No
 if __name__ == "__main__":
     try:
         main()
-    except (SettingsError, StoreError, redis.RedisError, KafkaError) as error:
+    except (SettingsError, LearnerError, StoreError, redis.RedisError, KafkaError) as error:
         sys.exit(f"online_learning.py: {error}")

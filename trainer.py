@@ -5,6 +5,8 @@ Knows the learner, the model store and the input topic's log, and nothing of Fli
 
 import logging
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ import redis
 
 from learner import Learner, load_learner, new_learner
 from lease import LEASE_MS, Lease
-from messages import Parsed, load_format, predictions, reject
+from messages import UNFORESEEN, Parsed, load_format, predictions, reject
 from model_store import ConflictError, IncompleteError, LeaseError, Meta, ModelStore, Stored, StoreError, new_model_id
 from settings import Settings
 from source_log import SourceLog
@@ -95,7 +97,7 @@ class Trainer:
         else:
             if stored is None:
                 self._refuse_emptied_store()
-            self.learner = new_learner(*names)
+            self.learner = new_learner(*names, self.format.low, self.format.high)
             self.meta = self._new_meta(stored)
         self.stored = stored
 
@@ -232,10 +234,12 @@ class Trainer:
         self, payloads: list[bytes | None], parsed: Parsed, partitions: np.ndarray, offsets: np.ndarray
     ) -> Learned:
         """Predict, score, learn and commit; raises ``ConflictError`` where the store is not what this task read last."""
+        _log_unforeseen(parsed, partitions, offsets)
         meta = deepcopy(self.meta)
         found, places = np.unique(partitions, return_inverse=True)
         fresh = offsets >= np.array([meta.progress.get(p, 0) for p in found.tolist()])[places]
-        predicted = self.learner.predict(parsed.X) if len(parsed.X) else None
+        with self._naming(partitions, offsets):
+            predicted = self.learner.predict(parsed.X) if len(parsed.X) else None
         version = meta.version if predicted is not None else None
         out = _outgoing(payloads, parsed, predicted, version, partitions, offsets, fresh)
         learn_now = fresh[parsed.good]
@@ -250,7 +254,8 @@ class Trainer:
             sources = parsed.sources if all_new else [parsed.sources[i] for i in np.flatnonzero(learn_now)]
             meta.scores.add(y, predicted[learn_now], sources, self.format.classes)
         if len(y):
-            self.learner.learn(X, y)
+            with self._naming(partitions, offsets):
+                self.learner.learn(X, y)
         _advance(meta, payloads, partitions, offsets, fresh, len(y), reasons)
         if self.fork:
             meta.parent, meta.model_id = f"{meta.model_id}:{meta.version}", new_model_id(meta.model_id)
@@ -258,6 +263,21 @@ class Trainer:
         meta.cleared_at = 0.0
         self._commit(meta, len(y) > 0)
         return learned
+
+    @contextmanager
+    def _naming(self, partitions: np.ndarray, offsets: np.ndarray) -> Iterator[None]:
+        """Raise ``StopJob`` where the learner fails: it would fail on these samples again, whatever restarts."""
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Exception as error:  # an estimator may raise anything
+            batch = f"partition {partitions[0]} offset {offsets[0]} to partition {partitions[-1]} offset {offsets[-1]}"
+            raise StopJob(
+                f"LEARNER {self.settings.learner} fails on the samples of topic {self.settings.input_topic} "
+                f"{batch} ({type(error).__name__}: {error}): set another LEARNER after python redis_clear.py "
+                f"{self.settings.model_key}."
+            ) from error
 
     def _commit(self, meta: Meta, changed: bool) -> None:
         before = self.stored
@@ -280,6 +300,14 @@ def _outgoing(payloads: list[bytes | None], parsed: Parsed, predicted: np.ndarra
     for i, error in sorted(parsed.reasons.items()):
         out.insert(i, reject(payloads[i], str(error), int(partitions[i]), int(offsets[i])))
     return out
+
+
+def _log_unforeseen(parsed: Parsed, partitions: np.ndarray, offsets: np.ndarray) -> None:
+    """Log where the parser itself failed, with one stack trace for each reason of a batch."""
+    failed = {str(e): (i, e) for i, e in parsed.reasons.items() if e.code == UNFORESEEN}
+    for i, error in failed.values():
+        place = f"partition {partitions[i]} offset {offsets[i]}"
+        log.error("the message at %s is rejected: %s", place, error, exc_info=error.__cause__)
 
 
 def _advance(meta: Meta, payloads: list[bytes | None], partitions: np.ndarray, offsets: np.ndarray, fresh: np.ndarray,

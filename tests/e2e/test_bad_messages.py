@@ -52,6 +52,10 @@ BAD: dict[str, tuple[bytes | None, str]] = {
     "no UTF-8": (b'{"ts":"\xff\xfe"}', "not UTF-8"),
     "deep nesting": (b"[" * 50_000 + b"]" * 50_000, "has 100000 bytes"),
     "nesting inside the limit": (b'{"ts":' + b"[" * 20_000 + b"]" * 20_000 + b"}", "JSON"),
+    "nesting that can be read and not written": (
+        changed()[:-1] + b',"a":' + b"[" * 300 + b"]" * 300 + b"}",
+        "too deeply",
+    ),
     "a field twice": (changed()[:-1] + b',"actual_y":4}', "more than once"),
     "1 MB of text": (b'{"ts":"' + b"a" * 1_000_000 + b'"}', "is cut to its first"),
 }

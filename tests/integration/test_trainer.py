@@ -125,6 +125,30 @@ def test_a_restarted_task_goes_on_from_the_stored_model_and_learns_nothing_twice
     assert stored.meta.scores.predicted == 550
 
 
+def test_a_message_that_the_parser_fails_on_is_rejected_and_logged(loop, tasks, caplog):
+    fragile = loop.named(learner="sgd", message_format="tests.unit.test_messages_at_once:FRAGILE")
+    poison = DIGITS.sample(X[0], 1, source="poison")
+    send(fragile, 0, 10, values=lambda i: poison if i in (4, 7) else DIGITS.sample(X[i], Y[i]))
+    task = tasks(settings=fragile.settings)
+    out = feed(task, 0, 10)
+    assert [i for i, line in enumerate(out) if "reason" in line] == [4, 7]
+    meta = task.store.read().meta
+    assert (meta.samples, meta.rejected_by_reason, meta.progress) == (8, {"unforeseen": 2}, {0: 10})
+    assert "partition 0 offset 7" in caplog.text
+    assert caplog.text.count("RuntimeError: bad luck") == 1  # one stack trace for all alike
+
+
+def test_a_learner_that_fails_in_the_stream_stops_the_job_in_a_sentence(loop, tasks, monkeypatch):
+    send(loop, 0, 20)
+    task = tasks()
+    feed(task, 0, 10)
+    monkeypatch.setattr(task.learner._last, "eta0", None)  # as a fault in an estimator may
+    monkeypatch.setattr(task.learner._last, "alpha", None)
+    with pytest.raises(StopJob, match=r"LEARNER sgd fails on the samples .* offset 10 to .* offset 19"):
+        feed(task, 10, 20)
+    assert task.store.read().meta.progress == {0: 10}
+
+
 def test_a_batch_that_is_half_old_learns_the_new_half(loop, tasks):
     send(loop, 0, 100)
     feed(tasks(), 0, 70, size=70)

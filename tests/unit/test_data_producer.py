@@ -142,6 +142,37 @@ def test_a_reject_is_saved_so_that_it_can_be_mended_and_is_not_mended_by_saving_
         mended_message(orjson.dumps({"partition": 1, "offset": 5} | line), DIGITS)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        "18446744073709551616",
+        "[" * 252 + "]" * 252,
+        "[" * 300 + "]" * 300,
+        "0.1000000000000000055",
+        "1e-99999999999999999999",
+    ],
+    ids=["beyond 64 bits", "deep", "too deep", "more digits than a float", "smaller than any number"],
+)
+def test_saving_a_reject_keeps_each_number_or_leaves_it_text(more):
+    payload = WRONG_LABEL.replace(b"{", b'{"more":%b,' % more.encode())
+    line = orjson.loads(orjson.dumps(reject_to_edit(rejected(payload), DIGITS)))
+    if isinstance(line["message"], str):
+        line["message"] = line["message"].replace('"actual_y":10', '"actual_y":3')
+    else:
+        line["message"]["actual_y"] = 3
+    if more.startswith("[" * 300):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            mended_message(orjson.dumps(line), DIGITS)
+    else:
+        assert f'"more":{more}'.encode() in mended_message(orjson.dumps(line), DIGITS)
+
+
+def test_an_edited_object_that_sending_would_change_is_not_sent():
+    line = b'{"partition":1,"offset":5,"message":%b}' % GOOD.replace(b"{", b'{"more":99999999999999999999,')
+    with pytest.raises(ValueError, match="write it as text"):
+        mended_message(line, DIGITS)
+
+
 def test_a_mended_reject_is_sent_as_the_object_or_text_that_it_is():
     line = reject_to_edit(rejected(WRONG_LABEL), DIGITS)
     line["message"]["actual_y"] = 3

@@ -1,11 +1,15 @@
 """The learners that the project brings, and what it says of those that can't be."""
 
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import SGDClassifier
+from sklearn.naive_bayes import GaussianNB
 from sklearn.preprocessing import StandardScaler
 
 from digit_learner import MEMORY, DigitLearner, distorted
@@ -13,7 +17,8 @@ from digit_model import DigitClassifier
 from learner import LearnerError, load_learner, new_learner
 from model_store import STATE_PAGE, Meta, ModelFormatError, unpickle
 from repeatable import dumps
-from tests.unit.learners import served
+from settings import HERE
+from tests.unit.learners import REFUSED, served
 
 CLASSES = np.arange(10)
 X, Y = load_digits(return_X_y=True)
@@ -38,12 +43,89 @@ def changed_pages(before: bytes, after: bytes) -> int:
         ("tests.unit.learners:missing", "can't be imported"),
         (":learner", "can't be imported"),
         ("tests.unit.learners:batch_only", "LogisticRegression, which can't learn one batch at a time"),
+        ("tests.unit.learners:refused_a_class", "gives the class SGDClassifier, not an estimator"),
+        ("tests.unit.learners:refused_a_class_as_a_step", "gives the class StandardScaler"),
+        ("tests.unit.learners:refused_in_place", "changes the samples"),
+        ("tests.unit.learners:refused_column", "one label per sample"),
+        ("tests.unit.learners:refused_transformer", "it has no predict"),
         ("tests.unit.learners:unfitted", "the step PolynomialFeatures, which must be fitted first"),
     ],
 )
 def test_a_learner_that_cannot_be_is_refused_in_a_sentence(name, said):
     with pytest.raises(LearnerError, match=said):
         new_learner(name, CLASSES, 64)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_the_first_batches_would_refuse_is_refused_at_once(kind):
+    name = f"tests.unit.learners:refused_{kind}"
+    with pytest.raises(LearnerError) as refused:
+        new_learner(name, CLASSES, 64)
+    said = str(refused.value)
+    assert name in said
+    assert said.endswith(".")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("name", ["tests.unit.learners:instance", "tests.unit:missing", "tests.unit.broken:x"])
+def test_a_name_that_gives_no_factory_is_refused(name, tmp_path, monkeypatch):
+    (tmp_path / "broken_learner.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for wrong in (name, "broken_learner:learner"):
+        with pytest.raises(LearnerError, match="LEARNER"):
+            new_learner(wrong, CLASSES, 64)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("LEARNER", "tests.unit.learners:refused_balanced", "class_weight 'balanced' is not supported"),
+        ("MESSAGE_FORMAT", "messages:orjson", "it must be a messages.Format"),
+    ],
+)
+def test_the_job_says_in_a_sentence_why_it_is_not_submitted(setting, value, said):
+    submitted = subprocess.run(
+        [sys.executable, "online_learning.py"],
+        cwd=HERE,
+        env=os.environ | {setting: value},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert submitted.returncode == 1
+    assert submitted.stderr.startswith(f"online_learning.py: {setting} {value!r}")
+    assert said in submitted.stderr
+    assert submitted.stderr.count("\n") == 1
+
+
+def test_the_trial_leaves_no_trace_in_the_learner():
+    learner = new_learner("sklearn.naive_bayes:GaussianNB", CLASSES, 64)
+    assert learner.predict(X) is None
+    learner.learn(X[:50], Y[:50])
+    oracle = GaussianNB().partial_fit(X[:50], Y[:50], classes=CLASSES)
+    assert learner.model_bytes() == dumps(oracle)
+
+
+def test_the_trial_takes_numbers_from_the_streams_own_range():
+    name = "sklearn.naive_bayes:MultinomialNB"
+    new_learner(name, CLASSES, 64, 0, 1)
+    with pytest.raises(LearnerError, match="Negative values"):
+        new_learner(name, CLASSES, 64, -1, 1)
+
+
+@pytest.mark.parametrize("n_classes", [254, 255, 256, 300, 1000])
+def test_the_default_rehearses_any_number_of_classes(n_classes):
+    known = np.arange(n_classes)
+    learner = new_learner("default", known, 64)
+    y = known[-100:]
+    learner.learn(X[:100], y)
+    assert sorted(learner.memory[:100, -1].tolist()) == sorted(y + 1)
+    restarted = load_learner("default", known, 64, learner.model_bytes(), learner.state_bytes())
+    for one in (learner, restarted):
+        for _ in range(10):
+            one.learn(X[:100], y)
+    assert (learner.predict(X[:100]) == y).mean() > 0.95
+    assert restarted.state_bytes() == learner.state_bytes()
 
 
 def test_the_default_refuses_a_stream_that_is_no_digits():

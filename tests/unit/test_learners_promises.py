@@ -20,6 +20,10 @@ LEARNERS = [
     "tests.unit.learners:scaled",
     "tests.unit.learners:products",
     "tests.unit.learners:network",
+    "tests.unit.learners:passing",
+    "tests.unit.learners:nested",
+    "tests.unit.learners:union",
+    "tests.unit.learners:categories",
     "examples.river_digits:softmax",
 ]
 every_learner = pytest.mark.parametrize("name", LEARNERS)
