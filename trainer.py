@@ -58,7 +58,17 @@ class Trainer:
         self.last: dict[int, int] = {}  # offset of this task's last message per partition
 
     def open(self) -> None:
-        """Take the lease, load the model and check that stream and model fit; raises ``StopJob`` where they do not."""
+        """Take the lease, load the model and check that stream and model fit; raises ``StopJob`` where they do not.
+
+        Where it fails, the lease is given back: Flink does not close what was not opened.
+        """
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
         try:
             self.store.patiently(self.lease.take)  # while Redis is away, a restart now and then is enough
             self.lease.keep()
