@@ -290,7 +290,8 @@ class ModelStore:
         if not hmac.compare_digest(signature.encode(), self.sign(model, found).encode()):
             raise SignatureError(
                 f"The model in Redis key {name} is not signed with this installation's key, or was changed after it was "
-                f"signed; it is not opened. Set the key that signed it, or start over with python redis_clear.py {name}."
+                "signed; it is not opened. Set the key that signed it, sign it again with python model_admin.py resign, or "
+                f"start over with python redis_clear.py {name}."
             )
 
     def commit(self, before: Stored | None, meta: Meta, model: bytes, state: bytes, submission: str = "",
@@ -359,6 +360,15 @@ class ModelStore:
             existed = self._clear(keys=self.keys, args=[expected, self.channel, *flat])
             if existed >= 0:
                 return bool(existed)
+
+    def unsigned(self) -> Stored | None:
+        """Return what stands there without a meta, never to be opened, for ``commit`` to replace; None if nothing does."""
+        try:
+            with self.redis.pipeline(transaction=True) as reads:
+                model, meta, state = reads.get(self.keys[0]).exists(self.keys[1]).get(self.keys[2]).execute()
+        except redis.ResponseError as error:
+            raise self._wrong_type(error) from error
+        return None if meta else Stored(model or b"", Meta(), state or b"")
 
     def newest_submission(self) -> str:
         """Return the submission that committed last, "" where none has; raises ``SignatureError`` for what is none."""
