@@ -198,7 +198,7 @@ def _try_out(config: Settings, file: Path, model: bytes) -> None:
         told = learner.predict(X)
     except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
         raise click.ClickException(f"The job can't go on with the model in {file}: {error}") from None
-    if not np.isin(told, message.classes).all():
+    if not np.isin(np.asarray(told), message.classes).all():
         raise click.ClickException(f"The job can't go on with the model in {file}: it predicts no labels.")
 
 

@@ -417,6 +417,23 @@ def test_an_emptied_redis_stops_the_next_start_with_a_sentence_until_it_is_clear
     assert task.store.read().meta.samples == 50
 
 
+def test_an_emptied_redis_is_noticed_also_when_kafka_has_forgotten_the_group(loop, tasks):
+    send(loop, 0, 100)
+    task = tasks()
+    producer = KafkaProducer(**loop.settings.kafka_client())
+    for line in feed(task, 0, 50):
+        producer.send(loop.settings.predict_topic, orjson.dumps(line))
+    producer.close()
+    task.close()
+    task.store.redis.delete(*task.store.keys)
+    assert task.log.committed() == {}
+    with pytest.raises(StopJob, match=r"digit_predict-\w+ holds its outputs: put the model back .*redis_clear\.py"):
+        tasks()
+    task.store.clear()
+    feed(tasks(), 0, 100)
+    assert task.store.read().meta.samples == 100
+
+
 @pytest.mark.parametrize("key", [0, 1])
 def test_one_key_that_is_gone_stops_the_job_with_a_sentence(loop, tasks, key):
     send(loop, 0, 100)
