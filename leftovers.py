@@ -126,6 +126,8 @@ def _inputs(
 ) -> Iterator[tuple[int, int]]:
     """Yield partition and offset of the input of each of this model's outputs in the spans; others may write there, too."""
     spans = {place: (start, end) for place, (start, end) in spans.items() if start < end}
+    if not spans:
+        return
     with closing(_consumer(config, isolation)) as consumer:
         consumer.assign(list(spans))
         for place, (start, _) in spans.items():
