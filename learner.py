@@ -160,7 +160,9 @@ def load_learner(name: str, classes: np.ndarray | None, n_features: int, model: 
         return DigitLearner.load(model, state)
     estimator = pickle.loads(model)  # noqa: S301  the store has checked it
     last = _steps(estimator)[-1]
-    kind = SgdLearner if name == "sgd" else EstimatorLearner
+    # One that was signed may be of other parameters, or a pipeline: what is fast would train it as if it were sgd().
+    fast = name == "sgd" and type(estimator) is SGDClassifier and estimator.get_params() == sgd().get_params()
+    kind = SgdLearner if fast else EstimatorLearner
     # A topic that begins with bad messages alone commits a model that has learned nothing.
     return kind(estimator, classes, learned=_is_fitted(last))
 

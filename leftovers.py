@@ -1,32 +1,59 @@
-"""What a dead submission left open in the output topics: its transactions, and what stood in them.
+"""What a submission left in the output topics: its transactions, and the outputs that stand there.
 
-Flink itself ends the transactions of a checkpoint that it resumes from; this is for a submission without one.
+Flink itself ends the transactions of the submission whose checkpoint it resumes from; the others are ended here.
 """
 
-from collections.abc import Iterator
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import chain
+from typing import Any
 
 import orjson
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
+from model_store import SUBMISSION
 from settings import Settings
 
+MODEL_HEADER = "model"  # of each output: the key of the model that it is of, as models may share a topic
+SAMPLED = 1000  # records at each end of a partition that are looked through for outputs
+# What else an output has beside its input's partition and offset.
+FIELDS = ({"predict_y", "model_version"}, {"payload", "reason"})
 
-def end_leftovers(config: Settings) -> None:
-    """Abort the transactions that a dead submission left open, and have the group read again what stood in them.
 
-    Readers of committed messages wait for open transactions. A checkpoint commits the group's offsets and the transactions
-    side by side: who dies in between leaves messages that the group has behind it and that have no output.
+def transactional_prefix(config: Settings, topic: str, submission: str) -> str:
+    """Return the beginning of the ids of one submission's transactions in one output topic; Flink adds two numbers.
+
+    The digits in the middle stand for the model and its Redis, where a lease allows one submission at a time.
+    """
+    store = [config.redis_host, config.redis_port, config.redis_db, config.model_key]
+    return f"{topic}-{hashlib.sha256(orjson.dumps(store)).hexdigest()[:16]}-{submission}"
+
+
+def submissions_in(config: Settings, checkpoint: bytes) -> set[str]:
+    """Return the submissions of this model whose transactions a checkpoint's metadata names."""
+    found = (
+        match for topic in _outputs(config) for match in _ids(config, topic).finditer(checkpoint.decode("latin-1"))
+    )
+    return {match["submission"] for match in found}
+
+
+def end_leftovers(config: Settings, resumed: Iterable[str] = ()) -> None:
+    """Abort the transactions that submissions of this model left open, but for those that Flink resumes.
+
+    Readers of committed messages wait for open transactions. Call it with the model's lease, so that no owner lives. Where
+    nothing is resumed, the group reads again what stood in the transactions: a checkpoint commits the group's offsets and
+    the transactions side by side, and who dies in between leaves messages that the group has behind it and that have no
+    output.
     """
     with closing(KafkaAdminClient(**config.kafka_client())) as admin:
         found = chain.from_iterable(admin.list_transactions(state_filters=["Ongoing"]).values())
-        prefixes = (f"{config.predict_topic}-", f"{config.reject_topic}-")
-        names = [t.transactional_id for t in found if t.transactional_id.startswith(prefixes)]
+        names = list(_left(config, (t.transactional_id for t in found), set(resumed)))
         if not names:
             return
-        unread = first_open_inputs(config)
+        unread = {} if resumed else first_open_inputs(config)
         for name in names:
             producer = KafkaProducer(**config.kafka_client(), transactional_id=name)
             producer.init_transactions()  # aborts what the id has open, and fences whoever still has it
@@ -44,23 +71,85 @@ def end_leftovers(config: Settings) -> None:
 def first_open_inputs(config: Settings) -> dict[int, int]:
     """Return {input partition: lowest input offset} of the outputs behind the first open transaction."""
     lowest: dict[int, int] = {}
-    for topic in (config.predict_topic, config.reject_topic):
-        for output in map(orjson.loads, _uncommitted(config, topic)):
-            partition, offset = output["partition"], output["offset"]
+    for topic in _outputs(config):
+        stable, ends = _bounds(config, topic, "read_committed"), _bounds(config, topic, "read_uncommitted")
+        spans = {place: (stable[place][1], end) for place, (_, end) in ends.items()}
+        for partition, offset in _inputs(config, spans, "read_uncommitted"):
             lowest[partition] = min(offset, lowest.get(partition, offset))
     return lowest
 
 
-def _uncommitted(config: Settings, topic: str) -> Iterator[bytes]:
-    """Yield the records from the last stable offset, where readers of committed messages wait, to the end."""
-    with closing(KafkaConsumer(**config.kafka_client(), isolation_level="read_committed")) as stable:
-        places = [TopicPartition(topic, p) for p in sorted(stable.partitions_for_topic(topic) or ())]
-        begins = stable.end_offsets(places)
-    with closing(KafkaConsumer(**config.kafka_client(), isolation_level="read_uncommitted")) as consumer:
-        ends = consumer.end_offsets(places)
-        consumer.assign(places)
-        for place in places:
-            consumer.seek(place, begins[place])
-        while any(consumer.position(place) < ends[place] for place in places):
-            for records in consumer.poll(timeout_ms=500).values():
-                yield from (record.value for record in records)
+def topic_with_outputs(config: Settings) -> str:
+    """Return the first topic that holds outputs of this model at the beginning or end of a partition; "" if none does."""
+    for topic in _outputs(config):
+        bounds = _bounds(config, topic, "read_committed")
+        first = {place: (start, min(end, start + SAMPLED)) for place, (start, end) in bounds.items()}
+        last = {place: (max(start, end - SAMPLED), end) for place, (start, end) in bounds.items()}
+        for spans in (first, last):
+            if any(_inputs(config, spans, "read_committed")):
+                return topic
+    return ""
+
+
+def _outputs(config: Settings) -> tuple[str, str]:
+    return config.predict_topic, config.reject_topic
+
+
+def _ids(config: Settings, topic: str) -> re.Pattern[str]:
+    beginning = re.escape(transactional_prefix(config, topic, ""))
+    return re.compile(rf"{beginning}(?P<submission>{SUBMISSION.pattern})")
+
+
+def _left(config: Settings, names: Iterable[str], resumed: set[str]) -> Iterator[str]:
+    """Yield those of the transactional ids that are of this model and not of a submission that is resumed."""
+    patterns = [re.compile(rf"{_ids(config, topic).pattern}-\d+-\d+") for topic in _outputs(config)]
+    for name in names:
+        match = next(filter(None, (pattern.fullmatch(name) for pattern in patterns)), None)
+        if match and match["submission"] not in resumed:
+            yield name
+
+
+def _consumer(config: Settings, isolation: str) -> KafkaConsumer:
+    return KafkaConsumer(**config.kafka_client(), isolation_level=isolation, allow_auto_create_topics=False)
+
+
+def _bounds(config: Settings, topic: str, isolation: str) -> dict[TopicPartition, tuple[int, int]]:
+    """Return {partition: (first offset, offset after the last that such a reader sees)}."""
+    with closing(_consumer(config, isolation)) as consumer:
+        places = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]
+        starts, ends = consumer.beginning_offsets(places), consumer.end_offsets(places)
+    return {place: (starts[place], ends[place]) for place in places}
+
+
+def _inputs(
+    config: Settings, spans: Mapping[TopicPartition, tuple[int, int]], isolation: str
+) -> Iterator[tuple[int, int]]:
+    """Yield partition and offset of the input of each of this model's outputs in the spans; others may write there, too."""
+    spans = {place: (start, end) for place, (start, end) in spans.items() if start < end}
+    if not spans:
+        return
+    with closing(_consumer(config, isolation)) as consumer:
+        consumer.assign(list(spans))
+        for place, (start, _) in spans.items():
+            consumer.seek(place, start)
+        while any(consumer.position(place) < end for place, (_, end) in spans.items()):
+            for place, records in consumer.poll(timeout_ms=500).items():
+                for record in records:
+                    found = _input_of(config, record)
+                    if found and record.offset < spans[place][1]:
+                        yield found
+
+
+def _input_of(config: Settings, record: Any) -> tuple[int, int] | None:
+    """Return partition and offset of the input of an output of this model, None for any other record."""
+    models = [value for name, value in record.headers if name == MODEL_HEADER]
+    if models and models[-1] != config.model_key.encode():
+        return None
+    try:
+        output = orjson.loads(record.value or b"")
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(output, dict) or not any(fields <= output.keys() for fields in FIELDS):
+        return None
+    partition, offset = output.get("partition"), output.get("offset")
+    return (partition, offset) if type(partition) is type(offset) is int else None

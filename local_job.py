@@ -13,6 +13,11 @@ from settings import Settings
 NAME = "online_learning"
 ENDED = {"FAILED", "CANCELED", "FINISHED"}
 STOP = "StopJob: "  # what trainer.py raises where only a person can decide how to go on
+# What Flink's stack trace holds where the restore point itself can't be read or fits another job.
+UNFIT = re.compile(
+    r"CheckpointCoordinator\.restoreSavepoint|Could not restore \w+ state backend|StateMigrationException|"
+    r"SimpleVersioned(?:Serialization|ListState)"
+)
 KEPT = 3  # restore points kept from earlier runs
 SAVEPOINT_SECONDS = 30
 
@@ -28,9 +33,15 @@ class Job:
         self.problem = ""
         self.wanted = True  # whether it is to be submitted (again)
         self.untried: Path | None = None  # the restore point that the job has not yet run from
+        self.aside: list[str] = []  # the restore points that did not fit
 
     def submit(self) -> None:
-        """Run ``flink run`` from the newest restore point, if any; raises ``StackError``."""
+        """Run ``flink run`` from the newest restore point that fits, if any; raises ``StackError``."""
+        while not self._submit():
+            pass
+
+    def _submit(self) -> bool:
+        """Run ``flink run`` and return whether the job was accepted; False where its restore point did not fit."""
         self.untried = next(iter(restore_points(self.settings.run_dir)), None)
         resume = ["-s", str(self.untried), "-claimMode", "CLAIM"] if self.untried else []
         address = f"{self.settings.flink_host}:{self.settings.flink_port}"
@@ -41,9 +52,20 @@ class Job:
         )  # fmt: skip
         found = re.search(r"JobID ([0-9a-f]{32})", output)
         if code or not found:
+            if UNFIT.search(output) and self._set_aside():
+                return False
             said = re.findall(rf"^{NAME}\.py: (.+)$", output, re.MULTILINE)
             raise StackError(said[-1] if said else f"The job was not accepted; its log says why: {self.log}")
         self.id, self.problem, self.wanted = found.group(1), "starting", False
+        return True
+
+    def _set_aside(self) -> bool:
+        """Leave out the restore point that the job was to run from; returns False where there is none."""
+        if not self.untried or not (self.untried / "_metadata").exists():
+            return False
+        (self.untried / "_metadata").rename(self.untried / "_metadata.unusable")
+        self.aside.append(self.untried.name)
+        return True
 
     def look(self) -> None:
         """Bring ``problem`` and ``wanted`` up to date; raises ``OSError`` where the JobManager does not answer."""
@@ -64,14 +86,15 @@ class Job:
 
     def _look_at_failure(self, state: str) -> None:
         history = local_parts.rest(self.settings, f"/jobs/{self.id}/exceptions")["exceptionHistory"]["entries"]
-        why = reason(history[0]["stacktrace"]) if history else ""
+        trace = history[0]["stacktrace"] if history else ""
+        why = reason(trace)
         self.problem = ": ".join(filter(None, ["starting" if state == "RUNNING" else state.lower(), why]))
         if state != "FAILED" or STOP in why:
             return
         self.wanted = True
-        if self.untried and (self.untried / "_metadata").exists():  # it never ran: a restore point that does not fit
-            (self.untried / "_metadata").rename(self.untried / "_metadata.unusable")
-            self.problem = f"could not start from {self.untried.name}, which is left aside: {why}"
+        # A job that never ran may as well have waited in vain for Kafka: then its restore point is good.
+        if UNFIT.search(trace) and self._set_aside():
+            self.problem = f"could not start from {self.aside[-1]}, which is left aside: {why}"
 
     def stop(self, hurry: threading.Event) -> Path | None:
         """Stop the job with a savepoint and return it; None where it does not run or no savepoint comes about."""

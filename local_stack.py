@@ -162,6 +162,8 @@ class LocalStack:
             self.line.say(f"  {part.name} is up ({time.monotonic() - began:.0f} s)")
         local_parts.create_topics(self.config)
         self.job.submit()
+        for name in self.job.aside:
+            self.line.say(f"  {name} does not fit this job and is left aside")
         resumed = f", going on from {self.job.untried.name}" if self.job.untried else ""
         self.line.say(f"  Job {self.job.id} is submitted{resumed} ({time.monotonic() - began:.0f} s)")
         for part in (self.producer, self.page):

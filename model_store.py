@@ -7,6 +7,7 @@ training needs). Nothing is unpickled that is not signed with this installation'
 import hashlib
 import hmac
 import pickle
+import re
 import secrets
 import threading
 import time
@@ -31,6 +32,8 @@ STATE_PAGE = 4096  # bytes; a commit writes only the pages of the state that cha
 LIBRARIES = ("scikit-learn", "numpy")
 T = TypeVar("T")
 ID_TIME = "%Y%m%dT%H%M%S.%fZ"
+# The name of a submission; those of earlier versions have no fraction of a second.
+SUBMISSION = re.compile(r"(\d{8})T(\d{6})(?:\.(\d{6})Z)?-[0-9a-f]{8}")
 
 # The first write is one that Redis refuses when it is out of memory or read-only: all of this happens, or nothing.
 _COMMIT = """
@@ -46,7 +49,12 @@ if found ~= expected then return 'conflict' end
 if redis.call('EXISTS', KEYS[1]) ~= had_model or redis.call('STRLEN', KEYS[3]) ~= had_state then return 'conflict' end
 if with_model == '1' then redis.call('SET', KEYS[1], model) end
 redis.call('HSET', KEYS[2], unpack(ARGV, 12, 11 + n_fields))
-redis.call('HDEL', KEYS[2], 'cleared_at')
+-- The hash holds what is signed and nothing else, such as a field that a later version wrote.
+local signed = {}
+for i = 12, 11 + n_fields, 2 do signed[ARGV[i]] = true end
+for _, name in ipairs(redis.call('HKEYS', KEYS[2])) do
+    if not signed[name] then redis.call('HDEL', KEYS[2], name) end
+end
 if redis.call('STRLEN', KEYS[3]) ~= state_bytes then redis.call('DEL', KEYS[3]) end
 for i = 12 + n_fields, #ARGV, 2 do redis.call('SETRANGE', KEYS[3], ARGV[i], ARGV[i + 1]) end
 if submission ~= '' then redis.call('SET', KEYS[4], submission, 'PX', lease_ms) end
@@ -56,8 +64,10 @@ return 'done'
 
 _CLEAR = """
 local existed = redis.call('EXISTS', KEYS[1])
-if (redis.call('HGET', KEYS[2], 'commit_id') or '') ~= ARGV[1] then return -1 end
+local is_hash = redis.call('TYPE', KEYS[2]).ok == 'hash'
+if (is_hash and redis.call('HGET', KEYS[2], 'commit_id') or '') ~= ARGV[1] then return -1 end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+if redis.call('TYPE', KEYS[4]).ok ~= 'string' then redis.call('DEL', KEYS[4]) end
 redis.call('HSET', KEYS[2], unpack(ARGV, 3))
 redis.call('PUBLISH', ARGV[2], 'cleared')
 return existed
@@ -69,7 +79,7 @@ class StoreError(RuntimeError):
 
 
 class IncompleteError(StoreError):
-    """One key of a model is there without the others, or a model that was committed is gone."""
+    """One key of a model is there without the others, or is no such key, or a model that was committed is gone."""
 
 
 class SignatureError(StoreError):
@@ -241,8 +251,11 @@ class ModelStore:
             reads.hgetall(self.keys[1])
             if with_state:
                 reads.get(self.keys[2])
-            answers = reads.execute()
-        model, found = answers[0] or b"", {k.decode(): v for k, v in answers[1].items()}
+            try:
+                answers = reads.execute()
+            except redis.ResponseError as error:
+                raise self._wrong_type(error) from error
+        model, found = answers[0] or b"", {k.decode(errors="replace"): v for k, v in answers[1].items()}
         if not model and not found:
             return None
         self._check(model, found)
@@ -251,6 +264,16 @@ class ModelStore:
             raise SignatureError(f"Redis key {self.keys[2]} is not the state that was committed with the model; put the "
                                  "three keys back together or run python redis_clear.py.")  # fmt: skip
         return stored
+
+    def _wrong_type(self, error: redis.ResponseError) -> Exception:
+        """Return a sentence for a key of another type than the model's, and any other error as it is."""
+        if "WRONGTYPE" not in str(error):
+            return error
+        name = self.keys[0]
+        return IncompleteError(
+            f"One of the Redis keys {', '.join(self.keys)} is of another type than the model's: put the "
+            f"model back from a backup, or start over with python redis_clear.py {name}."
+        )
 
     def _check(self, model: bytes, found: dict[str, bytes]) -> None:
         """Raise unless ``found`` is a whole, signed meta of ``model``."""
@@ -267,7 +290,8 @@ class ModelStore:
         if not hmac.compare_digest(signature.encode(), self.sign(model, found).encode()):
             raise SignatureError(
                 f"The model in Redis key {name} is not signed with this installation's key, or was changed after it was "
-                f"signed; it is not opened. Set the key that signed it, or start over with python redis_clear.py {name}."
+                "signed; it is not opened. Set the key that signed it, sign it again with python model_admin.py resign, or "
+                f"start over with python redis_clear.py {name}."
             )
 
     def commit(self, before: Stored | None, meta: Meta, model: bytes, state: bytes, submission: str = "",
@@ -292,7 +316,10 @@ class ModelStore:
         had_model, had_state = (int(bool(before.model)), len(before.state)) if before else (0, 0)
         arguments = [expected, meta.commit_id, submission, lease_ms, self.channel, had_model, had_state, len(flat),
                      int(changed), model if changed else b"", len(state), *flat, *patches]  # fmt: skip
-        answer = self.patiently(lambda: self._commit(keys=self.keys, args=arguments))
+        try:
+            answer = self.patiently(lambda: self._commit(keys=self.keys, args=arguments))
+        except redis.ResponseError as error:
+            raise self._wrong_type(error) from error
         if answer == b"conflict":
             raise ConflictError("The model in Redis is not the one that this task read last.")
         if answer == b"lease":
@@ -315,7 +342,7 @@ class ModelStore:
     def clear(self) -> bool:
         """Forget the model, leave a signed mark that allows a new one, and return whether there was a model.
 
-        Works on any content, also on an unsigned or broken one; the lease of a running job stays.
+        Works on any content, also on an unsigned or broken one or one of another type; the lease of a running job stays.
         """
         while True:
             try:
@@ -329,10 +356,39 @@ class ModelStore:
             values = mark.dumps()
             values["signature"] = self.sign(b"", values).encode()
             flat = [part for item in values.items() for part in item]
-            expected = old.commit_id or self.redis.hget(self.keys[1], "commit_id") or b""
-            existed = self._clear(keys=self.keys[:3], args=[expected, self.channel, *flat])
+            expected = old.commit_id or self._field("commit_id")
+            existed = self._clear(keys=self.keys, args=[expected, self.channel, *flat])
             if existed >= 0:
                 return bool(existed)
+
+    def unsigned(self) -> Stored | None:
+        """Return what stands there without a meta, never to be opened, for ``commit`` to replace; None if nothing does."""
+        try:
+            with self.redis.pipeline(transaction=True) as reads:
+                model, meta, state = reads.get(self.keys[0]).exists(self.keys[1]).get(self.keys[2]).execute()
+        except redis.ResponseError as error:
+            raise self._wrong_type(error) from error
+        return None if meta else Stored(model or b"", Meta(), state or b"")
+
+    def newest_submission(self) -> str:
+        """Return the submission that committed last, "" where none has; raises ``SignatureError`` for what is none."""
+        found = self._field("submission").decode(errors="replace")
+        if found and not SUBMISSION.fullmatch(found):
+            name = self.keys[0]
+            raise SignatureError(
+                f"Redis key {self.keys[1]} was changed after it was signed: {found!r:.80} is no submission. Put the "
+                f"model back from a backup, or start over with python redis_clear.py {name}."
+            )
+        return found
+
+    def _field(self, name: str) -> bytes:
+        """Return one field of a meta whose signature is not checked, b"" where there is none."""
+        try:
+            return self.redis.hget(self.keys[1], name) or b""
+        except redis.ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            return b""
 
 
 def is_away(error: BaseException) -> bool:

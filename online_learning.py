@@ -9,13 +9,15 @@ from pathlib import Path
 
 import redis
 from kafka.errors import KafkaError
+from py4j.protocol import Py4JJavaError
 from pyflink.common import Configuration
 from pyflink.datastream import StreamExecutionEnvironment
+from pyflink.java_gateway import get_gateway
 from pyflink.table import StreamTableEnvironment
 
 from learner import LearnerError, new_learner
 from lease import STARTING_MS, Lease, new_submission
-from leftovers import end_leftovers
+from leftovers import MODEL_HEADER, end_leftovers, submissions_in, transactional_prefix
 from messages import load_format
 from model_store import ModelStore, StoreError
 from settings import Settings, SettingsError, settings
@@ -62,18 +64,21 @@ CREATE TABLE samples (
 
 SINK = """
 CREATE TABLE {table} (
-    message BYTES
+    message BYTES,
+    headers MAP<STRING, BYTES> METADATA
 ) WITH (
     'connector' = 'kafka',
     'topic' = '{topic}',
     'sink.delivery-guarantee' = 'exactly-once',
-    'sink.transactional-id-prefix' = '{topic}-{submission}',
+    'sink.transactional-id-prefix' = '{prefix}',
     'sink.transaction-naming-strategy' = 'pooling',
     'properties.transaction.timeout.ms' = '900000',
     'properties.batch.size' = '262144',
     'format' = 'raw',
     {kafka}
 )"""
+
+INSERT = "INSERT INTO {table} SELECT learned.`out`, MAP['{header}', X'{model}'] FROM results WHERE {which}"
 
 
 def main() -> None:
@@ -90,8 +95,7 @@ def main() -> None:
     lease = Lease(store, new_submission(store))
     lease.take(STARTING_MS)
     try:
-        if not _resumes(env):
-            end_leftovers(config)
+        _end_leftovers(env, config)
         table_env = StreamTableEnvironment.create(env)
         _add_python_files(table_env, config)
         build(table_env, config, lease.submission)
@@ -114,7 +118,8 @@ def build(table_env: StreamTableEnvironment, config: Settings, submission: str) 
     kafka = ", ".join(f"'properties.{name}' = '{value}'" for name, value in kafka_properties(config).items())
     table_env.execute_sql(SOURCE.format(settings=config, kafka=kafka))
     for table, topic in (("predictions", config.predict_topic), ("rejects", config.reject_topic)):
-        table_env.execute_sql(SINK.format(table=table, topic=topic, submission=submission, kafka=kafka))
+        table_env.execute_sql(SINK.format(table=table, topic=topic, kafka=kafka,
+                                          prefix=transactional_prefix(config, topic, submission)))  # fmt: skip
 
     table_env.create_temporary_function("learn", online_learner(config, submission))
     learned = table_env.sql_query("SELECT learn(payload, kafka_partition, kafka_offset) AS learned FROM samples")
@@ -123,8 +128,9 @@ def build(table_env: StreamTableEnvironment, config: Settings, submission: str) 
     table_env.create_temporary_view("results", table_env.to_data_stream(learned).rescale())
 
     inserts = table_env.create_statement_set()
-    inserts.add_insert_sql("INSERT INTO predictions SELECT learned.`out` FROM results WHERE learned.good")
-    inserts.add_insert_sql("INSERT INTO rejects SELECT learned.`out` FROM results WHERE NOT learned.good")
+    names = {"header": MODEL_HEADER, "model": config.model_key.encode().hex()}
+    inserts.add_insert_sql(INSERT.format(table="predictions", which="learned.good", **names))
+    inserts.add_insert_sql(INSERT.format(table="rejects", which="NOT learned.good", **names))
     job = inserts.execute().get_job_client()
     print(f"Job {job.get_job_id() if job else '?'} runs; submission {submission}.")
 
@@ -160,10 +166,21 @@ def _options(config: Settings) -> Configuration:
     return options
 
 
-def _resumes(env: StreamExecutionEnvironment) -> bool:
-    """Return whether ``flink run -s`` starts from a savepoint or checkpoint, whose transactions Flink itself ends."""
+def _end_leftovers(env: StreamExecutionEnvironment, config: Settings) -> None:
+    """End what earlier submissions left open, but for the one whose savepoint or checkpoint ``flink run -s`` names."""
     options = Configuration(j_configuration=env._j_stream_execution_environment.getConfiguration())
-    return bool(options.get_string("execution.state-recovery.path", ""))
+    restored = options.get_string("execution.state-recovery.path", "")
+    if not restored:
+        end_leftovers(config)
+        return
+    files = get_gateway().jvm.org.apache.flink.runtime.state.filesystem.AbstractFsCheckpointStorageAccess
+    try:
+        metadata = files.resolveCheckpointPointer(restored).getMetadataHandle().openInputStream().readAllBytes()
+    except Py4JJavaError:
+        return  # Flink itself says that it can't be read
+    # One that names no submission is another version's: which transactions are its own is not known.
+    if resumed := submissions_in(config, metadata):
+        end_leftovers(config, resumed)
 
 
 def _add_python_files(table_env: StreamTableEnvironment, config: Settings) -> None:

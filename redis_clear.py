@@ -4,6 +4,7 @@ Forgetting the model leaves a signed mark, which allows the job, running or not,
 """
 
 import sys
+from io import TextIOWrapper
 
 import click
 import redis
@@ -17,6 +18,8 @@ from settings import SettingsError, settings
 @click.option("--yes", is_flag=True, help="Clear the whole database without asking.")
 def main(keys: tuple[str, ...], yes: bool) -> None:
     """Delete ``keys``, or everything, and say of each whether it was there; exit code 1 where Redis can't be used."""
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal may not know every letter of a key's name
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         config = settings()
         where = f"Redis at {config.redis_host}:{config.redis_port}"
@@ -26,9 +29,10 @@ def main(keys: tuple[str, ...], yes: bool) -> None:
             everything = f"everything in database {config.redis_db} of {where}"
             if not yes and not (asks() and click.confirm(f"Delete {everything}?")):
                 raise SystemExit(f"Nothing was deleted; --yes deletes {everything} without asking.")
-            keys = all_keys(store)
-        for key, existed in {key: clear(store, key) for key in keys}.items():
-            click.echo(f"{key}: {'deleted' if existed else 'did not exist'}")
+        named = [key.encode(errors="surrogateescape") for key in keys] or all_keys(store)
+        for key in dict.fromkeys(named):
+            existed = clear(store, key)
+            click.echo(f"{shown(key)}: {'deleted' if existed else 'did not exist'}")
     except redis.AuthenticationError as error:
         raise SystemExit(f"{where} refuses the password ({error}): set REDIS_PASSWORD.") from None
     except redis.RedisError as error:
@@ -42,18 +46,23 @@ def asks() -> bool:
     return sys.stdin.isatty()
 
 
-def clear(store: ModelStore, key: str) -> bool:
+def clear(store: ModelStore, key: bytes) -> bool:
     """Delete one key and return whether it existed; the model key goes with its meta and state."""
-    if key != store.keys[0]:
+    if key != store.keys[0].encode():
         return bool(store.redis.delete(key))
     return store.clear()
 
 
-def all_keys(store: ModelStore) -> tuple[str, ...]:
+def all_keys(store: ModelStore) -> list[bytes]:
     """Return the name of every key, the model's parts as its one key; the lease of a running job is left out."""
-    model = set(store.keys)
-    names = sorted(key.decode(errors="replace") for key in store.redis.scan_iter())
-    return (*(name for name in names if name not in model), store.keys[0])
+    model = {key.encode() for key in store.keys}
+    return [*sorted(set(store.redis.scan_iter()) - model), store.keys[0].encode()]
+
+
+def shown(key: bytes) -> str:
+    """Return a key's name as it is, or escaped where it is no printable text."""
+    text = key.decode(errors="replace")
+    return text if text.isprintable() and text.encode() == key else repr(key)[2:-1]
 
 
 if __name__ == "__main__":

@@ -39,9 +39,12 @@ class SourceLog:
         """Return the id that Kafka gave the topic when it was made; a topic of the same name made later has another."""
         admin = KafkaAdminClient(**self.settings.kafka_client())
         try:
-            return str(admin.describe_topics([self.topic])[0]["topic_id"])
+            found = admin.describe_topics([self.topic])[0]["topic_id"]
         finally:
             admin.close()
+        if not found:
+            raise SourceLogError(f"Kafka has no topic {self.topic}: create it, or set INPUT_TOPIC.")
+        return str(found)
 
     def committed(self) -> dict[int, int]:
         """Return the offsets that the job's consumer group has committed, {partition: next offset}."""

@@ -15,6 +15,7 @@ import redis
 
 from learner import Learner, load_learner, new_learner
 from lease import LEASE_MS, Lease
+from leftovers import topic_with_outputs
 from messages import UNFORESEEN, Parsed, load_format, predictions, reject
 from model_store import ConflictError, IncompleteError, LeaseError, Meta, ModelStore, Stored, StoreError, new_model_id
 from settings import Settings
@@ -60,7 +61,17 @@ class Trainer:
         self.last: dict[int, int] = {}  # offset of this task's last message per partition
 
     def open(self) -> None:
-        """Take the lease, load the model and check that stream and model fit; raises ``StopJob`` where they do not."""
+        """Take the lease, load the model and check that stream and model fit; raises ``StopJob`` where they do not.
+
+        Where it fails, the lease is given back: Flink does not close what was not opened.
+        """
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
         try:
             self.store.patiently(self.lease.take)  # while Redis is away, a restart now and then is enough
             self.lease.keep()
@@ -104,11 +115,18 @@ class Trainer:
     def _refuse_emptied_store(self) -> None:
         committed = self.log.committed()
         if committed or self.stored is not None:
-            raise IncompleteError(
-                f"Redis holds no model, but consumer group {self.settings.kafka_group} has learned from topic "
-                f"{self.settings.input_topic} before (next offsets {committed}): put the model back from a backup, or start "
-                f"over on purpose with python redis_clear.py {self.settings.model_key}."
+            known = (
+                f"consumer group {self.settings.kafka_group} has learned from topic "
+                f"{self.settings.input_topic} before (next offsets {committed})"
             )
+        elif topic := topic_with_outputs(self.settings):  # Kafka forgets a group that was away for a week
+            known = f"topic {topic} holds its outputs"
+        else:
+            return
+        raise IncompleteError(
+            f"Redis holds no model, but {known}: put the model back from a backup, or start "
+            f"over on purpose with python redis_clear.py {self.settings.model_key}."
+        )
 
     def _new_meta(self, mark: Stored | None) -> Meta:
         """Return the meta of a new model, starting where the mark says, else where the group is, else where the log begins."""

@@ -6,6 +6,7 @@ import pytest
 import redis as redis_py
 from sklearn.linear_model import SGDClassifier
 
+from lease import Lease, new_submission
 from model_store import (
     ConflictError,
     IncompleteError,
@@ -210,6 +211,77 @@ def test_clearing_works_on_what_can_not_be_read(store):
     store.redis.set(store.keys[0], b"unsigned")
     assert store.clear()
     assert store.read().cleared
+
+
+def test_a_field_of_a_later_version_is_gone_after_the_next_commit(store):
+    first = store.commit(None, meta(1), MODEL, b"")
+    fields = {k.decode(): v for k, v in store.redis.hgetall(store.keys[1]).items() if k != b"signature"}
+    fields["of_a_later_version"] = b"1"
+    store.redis.hset(store.keys[1], mapping=fields | {"signature": store.sign(MODEL, fields)})
+    assert store.read() == first
+    second = store.commit(store.read(), meta(2), MODEL, b"")
+    assert store.read() == second
+
+
+@pytest.mark.parametrize("key", [0, 1, 2])
+def test_a_key_of_another_type_is_said_in_a_sentence(store, key):
+    stored = store.commit(None, meta(), MODEL, b"state")
+    store.redis.delete(store.keys[key])
+    store.redis.rpush(store.keys[key], "x")
+    sentence = r"of another type than the model's.*python redis_clear.py"
+    with pytest.raises(StoreError, match=sentence):
+        store.read(with_state=True)
+    if key:  # a commit writes over the model
+        with pytest.raises(StoreError, match=sentence):
+            store.commit(stored, meta(2), MODEL, b"state")
+
+
+def test_a_field_whose_name_is_not_utf_8_is_a_sentence_and_can_be_cleared(store):
+    store.commit(None, meta(), MODEL, b"")
+    store.redis.hset(store.keys[1], b"\xff", 1)
+    with pytest.raises(SignatureError):
+        store.read()
+    assert store.clear()
+    assert store.read().cleared
+
+
+@pytest.mark.parametrize(
+    "newest", ["20991231T235959-ffffffff", "99991231T235959-ffffffff", "20991231T235959.999999Z-ffffffff"]
+)
+def test_submissions_sort_by_their_order_also_when_the_clock_goes_back(store, newest):
+    stored = store.commit(None, meta(submission=newest), MODEL, b"")
+    first = new_submission(store)
+    assert first > newest
+    store.commit(stored, meta(2), MODEL, b"", submission=first, lease_ms=1000)
+    store.redis.delete(store.keys[3])
+    assert new_submission(store) > first
+    store.clear()
+    after = new_submission(store)
+    assert after > first
+    Lease(store, after).take()
+
+
+def test_submissions_of_one_moment_differ_and_sort(store):
+    stored, newest = store.commit(None, meta(), MODEL, b""), ""
+    for version in range(2, 20):
+        assert new_submission(store) > newest
+        newest = new_submission(store)
+        stored = store.commit(stored, meta(version), MODEL, b"", submission=newest, lease_ms=1000)
+        store.redis.delete(store.keys[3])
+
+
+def test_a_lease_without_an_end_runs_out(store, monkeypatch):
+    monkeypatch.setattr("lease.LEASE_MS", 200)
+    store.redis.set(store.keys[3], "out of a backup")
+    Lease(store, new_submission(store)).take(1000)
+
+
+@pytest.mark.parametrize("key", [1, 3])
+def test_a_lease_of_another_type_is_said_in_a_sentence(store, key):
+    submission = new_submission(store)
+    store.redis.rpush(store.keys[key], "x")
+    with pytest.raises(LeaseError, match=r"of another type.*python redis_clear.py"):
+        Lease(store, submission).take()
 
 
 def test_a_redis_out_of_memory_takes_nothing_of_a_commit(store, redis, monkeypatch):

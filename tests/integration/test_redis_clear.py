@@ -7,6 +7,7 @@ import redis as redis_py
 from click.testing import CliRunner
 
 import redis_clear
+from lease import Lease, new_submission
 from model_store import Meta, ModelStore
 from settings import HERE
 from tests.stack import Stack, make_stack
@@ -75,6 +76,86 @@ def test_a_person_at_a_terminal_is_asked_first(own, client, monkeypatch):
     answer = CliRunner().invoke(redis_clear.main, [], input="y\n")
     assert answer.exit_code == 0
     assert not client.exists("one")
+
+
+# Spring Data Redis writes the first, msgpack and hand-made prefixes write the others.
+BINARY = [b"\xac\xed\x00\x05t\x00\x04user", b"\xff", b"\xc3", b"a\x00b", b"line\nline", "schlüssel".encode(), b""]
+
+
+def test_keys_of_any_bytes_are_cleared_with_everything(own, client):
+    for key in BINARY:
+        client.set(key, 1)
+    done = clear(own, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert client.keys() == [b"{online_ml_model}:meta"]
+    assert "did not exist" not in done.stdout.replace("online_ml_model: did not exist", "")
+    assert "\\xac\\xed\\x00\\x05t\\x00\\x04user: deleted\n" in done.stdout
+    assert "schlüssel: deleted\n" in done.stdout
+
+
+def test_a_key_named_on_the_command_line_may_be_any_bytes(own, client):
+    names = [key for key in BINARY if key and b"\0" not in key]
+    for key in names:
+        client.set(key, 1)
+    done = subprocess.run(
+        [sys.executable, "redis_clear.py", *names], cwd=HERE, env=own.env, stdin=subprocess.DEVNULL, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert client.keys() == []
+    assert b"did not exist" not in done.stdout
+
+
+def test_a_key_named_twice_is_deleted_once(own, client):
+    client.set("one", 1)
+    assert clear(own, "one", "one").stdout == "one: deleted\n"
+
+
+def test_a_terminal_without_a_letter_of_the_name_is_no_error(own, client):
+    client.set("schlüssel", 1)
+    done = clear(own, "--yes", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not client.exists("schlüssel")
+
+
+OTHER_TYPES = {
+    "string": lambda client, key: client.set(key, "x"),
+    "hash": lambda client, key: client.hset(key, "field", "x"),
+    "list": lambda client, key: client.rpush(key, "x"),
+    "set": lambda client, key: client.sadd(key, "x"),
+    "sorted set": lambda client, key: client.zadd(key, {"x": 1}),
+    "stream": lambda client, key: client.xadd(key, {"field": "x"}),
+}
+
+
+@pytest.mark.parametrize("part", [0, 1, 2, 3])
+def test_model_keys_of_any_type_are_cleared_and_leave_the_mark(own, client, part):
+    store = ModelStore(own.settings)
+    for kind, write in OTHER_TYPES.items():
+        client.flushdb()
+        commit(own)
+        client.delete(store.keys[part])
+        write(client, store.keys[part])
+        redis_clear.clear(store, b"online_ml_model")
+        assert store.read(with_state=True).cleared, kind
+        lease = {store.keys[3].encode()} if (part, kind) == (3, "string") else set()
+        assert set(client.keys()) == {store.keys[1].encode()} | lease, kind
+
+
+@pytest.mark.parametrize("arguments", [["online_ml_model"], ["--yes"]])
+def test_a_meta_of_another_type_is_no_error_of_the_command(own, client, arguments):
+    client.rpush("{online_ml_model}:meta", "x")
+    client.rpush("{online_ml_model}:lease", "x")
+    done = clear(own, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ModelStore(own.settings).read().cleared
+
+
+def test_clearing_everything_leaves_the_lease_of_a_running_job(own, client):
+    store = commit(own)
+    lease = Lease(store, new_submission(store))
+    lease.take()
+    assert clear(own, "--yes").returncode == 0
+    assert client.get(store.keys[3]) == lease.submission.encode()
 
 
 @pytest.mark.parametrize(

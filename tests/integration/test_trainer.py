@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import SGDClassifier
 
 from learner import new_learner
-from lease import LEASE_MS, new_submission
+from lease import LEASE_MS, RENEW_SECONDS, new_submission
 from local_parts import create_topics
 from messages import DIGITS
 from model_store import AwayError, ModelStore
@@ -441,6 +441,23 @@ def test_an_emptied_redis_stops_the_next_start_with_a_sentence_until_it_is_clear
     assert task.store.read().meta.samples == 50
 
 
+def test_an_emptied_redis_is_noticed_also_when_kafka_has_forgotten_the_group(loop, tasks):
+    send(loop, 0, 100)
+    task = tasks()
+    producer = KafkaProducer(**loop.settings.kafka_client())
+    for line in feed(task, 0, 50):
+        producer.send(loop.settings.predict_topic, orjson.dumps(line))
+    producer.close()
+    task.close()
+    task.store.redis.delete(*task.store.keys)
+    assert task.log.committed() == {}
+    with pytest.raises(StopJob, match=r"digit_predict-\w+ holds its outputs: put the model back .*redis_clear\.py"):
+        tasks()
+    task.store.clear()
+    feed(tasks(), 0, 100)
+    assert task.store.read().meta.samples == 100
+
+
 @pytest.mark.parametrize("key", [0, 1])
 def test_one_key_that_is_gone_stops_the_job_with_a_sentence(loop, tasks, key):
     send(loop, 0, 100)
@@ -483,7 +500,6 @@ def test_a_submission_does_not_get_the_model_back_from_a_newer_one(loop, tasks):
     sleeper = tasks()
     feed(sleeper, 0, 50)
     sleeper.lease.give_back()
-    time.sleep(1.1)  # ids are of one second
     successor = tasks(submission=new_submission(sleeper.store))
     feed(successor, 50, 80)
     successor.close()
@@ -497,6 +513,19 @@ def test_a_submission_does_not_get_the_model_back_from_a_newer_one(loop, tasks):
 def test_a_lease_that_was_given_back_is_free_at_once(loop, tasks):
     task = tasks()
     task.close()
+    assert not task.store.redis.exists(task.store.keys[3])
+
+
+def test_a_task_that_can_not_open_gives_its_lease_back(loop, tasks):
+    send(loop, 0, 50)
+    task = tasks()
+    feed(task, 0, 50)
+    task.close()
+    task.store.redis.delete(task.store.keys[0])
+    with pytest.raises(StopJob, match="is gone"):
+        tasks()
+    assert not task.store.redis.exists(task.store.keys[3])
+    time.sleep(2 * RENEW_SECONDS)  # what would renew it would take it again
     assert not task.store.redis.exists(task.store.keys[3])
 
 

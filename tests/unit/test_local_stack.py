@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import local_parts
-from local_job import KEPT, prune_restore_points, reason, restore_points
+from local_job import KEPT, Job, prune_restore_points, reason, restore_points
 from local_process import LOG_BYTES, Part, StackError, end_leftovers, port_is_free
 from local_stack import LocalStack, Meter, Unit, alone
 from model_store import Meta
@@ -252,3 +252,43 @@ def test_an_unsupported_python_is_one_sentence(version):
     assert out.returncode == 1
     assert out.stderr.startswith("This project runs on Python 3.11 or 3.12")
     assert out.stderr.count("\n") == 1
+
+
+# As Flink 2.3 gives them, shortened.
+UNFIT_TRACES = {
+    "another job's": """org.apache.flink.runtime.client.JobInitializationException: Could not start the JobMaster.
+Caused by: java.lang.IllegalStateException: Failed to rollback to checkpoint/savepoint file:/keep/a. Cannot map state
+\tat org.apache.flink.runtime.checkpoint.Checkpoints.throwNonRestoredStateException(Checkpoints.java:240)
+\tat org.apache.flink.runtime.checkpoint.CheckpointCoordinator.restoreSavepoint(CheckpointCoordinator.java:1870)""",
+    "a damaged state": """java.lang.Exception: Exception while creating StreamOperatorStateContext.
+Caused by: org.apache.flink.util.FlinkException: Could not restore operator state backend for SourceOperator_cbc_(1/1)
+Caused by: org.apache.flink.runtime.state.BackendBuildingException: Failed when trying to restore operator state""",
+}
+OTHER_TRACES = {
+    "a slow Kafka": """org.apache.flink.util.FlinkRuntimeException: Failed to get metadata for topics [handwritten_digit].
+Caused by: org.apache.flink.kafka.shaded.org.apache.kafka.common.errors.TimeoutException: Timed out waiting for a node""",
+    "a slow Kafka in a sink": """org.apache.flink.kafka.shaded.org.apache.kafka.common.errors.TimeoutException: Timeout
+\tat org.apache.flink.connector.kafka.sink.ExactlyOnceKafkaWriter.initialize(ExactlyOnceKafkaWriter.java:170)
+\tat org.apache.flink.streaming.api.operators.StreamOperatorStateHandler.initializeOperatorState(Handler.java:147)""",
+    "no answer of Redis": "redis.exceptions.ConnectionError: Error 111 connecting to 127.0.0.1:6379.",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("why", [*UNFIT_TRACES, *OTHER_TRACES])
+def test_only_a_restore_point_that_does_not_fit_is_left_aside(tmp_path, monkeypatch, why):
+    savepoint = tmp_path / "savepoints" / "savepoint-1"
+    savepoint.mkdir(parents=True)
+    (savepoint / "_metadata").touch()
+    trace = (UNFIT_TRACES | OTHER_TRACES)[why]
+    answers = {
+        "/jobs/overview": {"jobs": [{"jid": "1", "name": "online_learning", "state": "FAILED", "start-time": 1}]},
+        "/jobs/1/exceptions": {"exceptionHistory": {"entries": [{"stacktrace": trace}]}},
+    }
+    monkeypatch.setattr(local_parts, "rest", lambda settings, path: answers[path])
+    job = Job(Settings(run_dir=tmp_path), threading.Event())
+    job.untried = savepoint
+    job.look()
+    assert job.wanted
+    assert restore_points(tmp_path) == ([] if why in UNFIT_TRACES else [savepoint])
+    assert ("left aside" in job.problem) == (why in UNFIT_TRACES)
