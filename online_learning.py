@@ -14,9 +14,10 @@ from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
 from lease import STARTING_MS, Lease, new_submission
-from leftovers import end_leftovers
+from leftovers import end_leftovers, start_at_the_model
 from model_store import ModelStore, StoreError
 from settings import Settings, SettingsError, settings
+from source_log import SourceLogError
 from udf_model import online_learner
 
 HERE = Path(__file__).resolve().parent
@@ -52,6 +53,7 @@ CREATE TABLE samples (
     'properties.group.id' = '{settings.kafka_group}',
     'scan.startup.mode' = 'group-offsets',
     'properties.auto.offset.reset' = 'earliest',
+    'properties.isolation.level' = 'read_committed',
     'scan.topic-partition-discovery.interval' = '5 s',
     'properties.max.poll.records' = '5000',
     'format' = 'raw',
@@ -89,6 +91,7 @@ def main() -> None:
     try:
         if not _resumes(env):
             end_leftovers(config)
+            start_at_the_model(config, store.progress())
         table_env = StreamTableEnvironment.create(env)
         _add_python_files(table_env, config)
         build(table_env, config, lease.submission)
@@ -144,8 +147,13 @@ def _options(config: Settings) -> Configuration:
         options.set_string(name, value)
     options.set_string("python.executable", config.flink_python or sys.executable)
     if config.kafka_connector_jar:
-        options.set_string("pipeline.jars", Path(config.kafka_connector_jar).resolve().as_uri())
+        options.set_string("pipeline.jars", jar_addresses(config.kafka_connector_jar))
     return options
+
+
+def jar_addresses(paths: str) -> str:
+    """Return jars that are named with commas as Flink takes them."""
+    return ";".join(Path(path.strip()).resolve().as_uri() for path in paths.split(","))
 
 
 def _resumes(env: StreamExecutionEnvironment) -> bool:
@@ -167,5 +175,5 @@ def _add_python_files(table_env: StreamTableEnvironment, config: Settings) -> No
 if __name__ == "__main__":
     try:
         main()
-    except (SettingsError, StoreError, redis.RedisError, KafkaError) as error:
+    except (SettingsError, StoreError, SourceLogError, redis.RedisError, KafkaError) as error:
         sys.exit(f"online_learning.py: {error}")
