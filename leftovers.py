@@ -8,10 +8,11 @@ from contextlib import closing
 from itertools import chain
 
 import orjson
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka.structs import OffsetAndMetadata
 
 from settings import Settings
+from source_log import SourceLog
 
 
 def end_leftovers(config: Settings) -> None:
@@ -52,15 +53,28 @@ def first_open_inputs(config: Settings) -> dict[int, int]:
 
 
 def _uncommitted(config: Settings, topic: str) -> Iterator[bytes]:
-    """Yield the records from the last stable offset, where readers of committed messages wait, to the end."""
-    with closing(KafkaConsumer(**config.kafka_client(), isolation_level="read_committed")) as stable:
-        places = [TopicPartition(topic, p) for p in sorted(stable.partitions_for_topic(topic) or ())]
-        begins = stable.end_offsets(places)
-    with closing(KafkaConsumer(**config.kafka_client(), isolation_level="read_uncommitted")) as consumer:
-        ends = consumer.end_offsets(places)
-        consumer.assign(places)
-        for place in places:
-            consumer.seek(place, begins[place])
-        while any(consumer.position(place) < ends[place] for place in places):
-            for records in consumer.poll(timeout_ms=500).values():
-                yield from (record.value for record in records)
+    """Yield the records from where readers of committed messages wait to the end."""
+    with closing(SourceLog(config, topic, isolation="read_uncommitted")) as records:
+        ends = records.bounds()
+        for partition, begin in records.stable_ends().items():
+            for piece in records.pieces(partition, begin, ends[partition][1]):
+                yield from (value or b"" for _, value in piece)
+
+
+def start_at_the_model(config: Settings, progress: dict[int, int]) -> None:
+    """Have the group read from the model's position where that is the lower one, so that each sample has an output.
+
+    ``progress``: {partition: next offset to learn}, empty where there is no model. A partition that a model does not know
+    is new to it.
+    """
+    if not progress:
+        return
+    with closing(KafkaAdminClient(**config.kafka_client())) as admin:
+        committed = admin.list_group_offsets({config.kafka_group: None}).get(config.kafka_group, {})
+        back = {
+            place: OffsetAndMetadata(progress.get(place.partition, 0), "", -1)
+            for place, at in committed.items()
+            if place.topic == config.input_topic and progress.get(place.partition, 0) < at.offset
+        }
+        if back:
+            admin.alter_group_offsets(config.kafka_group, back)
