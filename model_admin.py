@@ -6,6 +6,7 @@ import click
 import redis
 from kafka.errors import KafkaError
 
+from local_job import set_restore_points_aside
 from model_store import Meta, ModelStore, Stored, StoreError, new_model_id, unpickle
 from settings import SettingsError, settings
 from source_log import SourceLog, SourceLogError
@@ -46,6 +47,7 @@ def accept(yes: bool) -> None:
     if not yes:
         click.confirm("Go on with this model from there?", abort=True)
     stored = _fork(store, topic_id=topic_id, progress=progress)
+    set_restore_points_aside(config.run_dir)
     click.echo(f"Accepted: model {stored.meta.model_id} goes on from {stored.meta.parent}. Submit the job without -s.")
     log.close()
 

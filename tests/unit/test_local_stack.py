@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import local_parts
-from local_job import KEPT, prune_restore_points, reason, restore_points
+from local_job import KEPT, prune_restore_points, reason, restore_points, set_restore_points_aside
 from local_process import LOG_BYTES, Part, StackError, end_leftovers, port_is_free
 from local_stack import LocalStack, Meter, Unit, alone
 from model_store import Meta
@@ -252,3 +252,16 @@ def test_an_unsupported_python_is_one_sentence(version):
     assert out.returncode == 1
     assert out.stderr.startswith("This project runs on Python 3.11 or 3.12")
     assert out.stderr.count("\n") == 1
+
+
+def test_no_restore_point_is_left_after_an_accept_until_the_job_makes_one(tmp_path):
+    for name in ("savepoints/savepoint-1", "checkpoints/a/chk-3"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "_metadata").touch()
+    set_restore_points_aside(tmp_path)
+    assert restore_points(tmp_path) == []
+    set_restore_points_aside(tmp_path / "not there")
+    newer = tmp_path / "checkpoints" / "b" / "chk-1"
+    newer.mkdir(parents=True)
+    (newer / "_metadata").touch()
+    assert restore_points(tmp_path) == [newer]
