@@ -46,7 +46,7 @@ def test_a_batch_of_any_size_costs_one_command_to_redis_and_no_question_to_kafka
     assert questions == []
 
 
-def test_a_batch_with_transaction_markers_costs_one_small_question(trainer, monkeypatch):
+def test_a_batch_with_transaction_markers_costs_one_question(trainer, monkeypatch):
     """However many markers it has: no record is read again, in this batch or a later one."""
     questions, ask = [], trainer.log.ask_for_beginnings
     monkeypatch.setattr(trainer.log, "pieces", lambda *args: questions.append(args))

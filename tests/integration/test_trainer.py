@@ -327,7 +327,7 @@ def test_an_open_transaction_is_not_read_into_a_gap(loop, tasks):
     assert second.store.read().meta.samples == 20
 
 
-def test_partitions_that_stay_quiet_are_caught_up_when_a_task_begins(parts, tasks):
+def test_quiet_partitions_are_caught_up_when_a_task_begins(parts, tasks):
     loop = parts.named(partitions=3, learner="sgd")
     for partition in range(3):
         send(loop, 0, 60, partition)
@@ -347,7 +347,7 @@ def test_partitions_that_stay_quiet_are_caught_up_when_a_task_begins(parts, task
     assert meta.model_id > lost.model_id
 
 
-def test_partitions_that_stay_quiet_are_caught_up_after_a_conflict(parts, tasks):
+def test_quiet_partitions_are_caught_up_after_a_conflict(parts, tasks):
     loop = parts.named(partitions=3, learner="sgd")
     for partition in range(3):
         send(loop, 0, 60, partition)
@@ -362,7 +362,7 @@ def test_partitions_that_stay_quiet_are_caught_up_after_a_conflict(parts, tasks)
     assert (meta.samples, meta.progress) == (160, {0: 50, 1: 60, 2: 50})
 
 
-def test_a_model_given_its_place_refuses_a_flink_that_begins_later(loop, tasks):
+def test_an_accepted_model_refuses_a_flink_that_begins_later(loop, tasks):
     """As with -s and a checkpoint of the topic before: the messages between would have no output."""
     send(loop, 0, 50)
     task = tasks()

@@ -254,7 +254,7 @@ def test_an_unsupported_python_is_one_sentence(version):
     assert out.stderr.count("\n") == 1
 
 
-def test_no_restore_point_is_left_after_an_accept_until_the_job_makes_one(tmp_path):
+def test_after_an_accept_no_older_restore_point_is_left(tmp_path):
     for name in ("savepoints/savepoint-1", "checkpoints/a/chk-3"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "_metadata").touch()
