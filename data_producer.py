@@ -57,11 +57,7 @@ class ProducerError(click.ClickException):
 
 def client_config(s: Settings) -> dict[str, Any]:
     """Return the connection settings under the names that confluent-kafka takes."""
-    names = {"bootstrap_servers": "bootstrap.servers", "security_protocol": "security.protocol",
-             "ssl_cafile": "ssl.ca.location", "sasl_mechanism": "sasl.mechanism",
-             "sasl_plain_username": "sasl.username", "sasl_plain_password": "sasl.password"}  # fmt: skip
-    config = {names[name]: value for name, value in s.kafka_client().items()}
-    return config | {"bootstrap.servers": s.kafka_bootstrap_servers, "reconnect.backoff.max.ms": 1000}
+    return s.confluent_client()
 
 
 class Link:

@@ -8,14 +8,16 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import chain
-from typing import Any
+from typing import cast
 
 import orjson
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from confluent_kafka import Message
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka.structs import OffsetAndMetadata
 
 from model_store import SUBMISSION
 from settings import Settings
+from source_log import SourceLog
 
 MODEL_HEADER = "model"  # of each output: the key of the model that it is of, as models may share a topic
 SAMPLED = 1000  # records at each end of a partition that are looked through for outputs
@@ -73,8 +75,8 @@ def first_open_inputs(config: Settings) -> dict[int, int]:
     lowest: dict[int, int] = {}
     for topic in _outputs(config):
         stable, ends = _bounds(config, topic, "read_committed"), _bounds(config, topic, "read_uncommitted")
-        spans = {place: (stable[place][1], end) for place, (_, end) in ends.items()}
-        for partition, offset in _inputs(config, spans, "read_uncommitted"):
+        spans = {partition: (stable[partition][1], end) for partition, (_, end) in ends.items()}
+        for partition, offset in _inputs(config, topic, spans, "read_uncommitted"):
             lowest[partition] = min(offset, lowest.get(partition, offset))
     return lowest
 
@@ -83,10 +85,10 @@ def topic_with_outputs(config: Settings) -> str:
     """Return the first topic that holds outputs of this model at the beginning or end of a partition; "" if none does."""
     for topic in _outputs(config):
         bounds = _bounds(config, topic, "read_committed")
-        first = {place: (start, min(end, start + SAMPLED)) for place, (start, end) in bounds.items()}
-        last = {place: (max(start, end - SAMPLED), end) for place, (start, end) in bounds.items()}
+        first = {p: (start, min(end, start + SAMPLED)) for p, (start, end) in bounds.items()}
+        last = {p: (max(start, end - SAMPLED), end) for p, (start, end) in bounds.items()}
         for spans in (first, last):
-            if any(_inputs(config, spans, "read_committed")):
+            if any(_inputs(config, topic, spans, "read_committed")):
                 return topic
     return ""
 
@@ -109,47 +111,55 @@ def _left(config: Settings, names: Iterable[str], resumed: set[str]) -> Iterator
             yield name
 
 
-def _consumer(config: Settings, isolation: str) -> KafkaConsumer:
-    return KafkaConsumer(**config.kafka_client(), isolation_level=isolation, allow_auto_create_topics=False)
-
-
-def _bounds(config: Settings, topic: str, isolation: str) -> dict[TopicPartition, tuple[int, int]]:
+def _bounds(config: Settings, topic: str, isolation: str) -> dict[int, tuple[int, int]]:
     """Return {partition: (first offset, offset after the last that such a reader sees)}."""
-    with closing(_consumer(config, isolation)) as consumer:
-        places = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]
-        starts, ends = consumer.beginning_offsets(places), consumer.end_offsets(places)
-    return {place: (starts[place], ends[place]) for place in places}
+    with closing(SourceLog(config, topic, isolation)) as records:
+        bounds = records.bounds()
+        if isolation == "read_uncommitted":
+            return bounds
+        return {partition: (bounds[partition][0], end) for partition, end in records.stable_ends().items()}
 
 
 def _inputs(
-    config: Settings, spans: Mapping[TopicPartition, tuple[int, int]], isolation: str
+    config: Settings, topic: str, spans: Mapping[int, tuple[int, int]], isolation: str
 ) -> Iterator[tuple[int, int]]:
     """Yield partition and offset of the input of each of this model's outputs in the spans; others may write there, too."""
-    spans = {place: (start, end) for place, (start, end) in spans.items() if start < end}
-    if not spans:
-        return
-    with closing(_consumer(config, isolation)) as consumer:
-        consumer.assign(list(spans))
-        for place, (start, _) in spans.items():
-            consumer.seek(place, start)
-        while any(consumer.position(place) < end for place, (_, end) in spans.items()):
-            for place, records in consumer.poll(timeout_ms=500).items():
-                for record in records:
-                    found = _input_of(config, record)
-                    if found and record.offset < spans[place][1]:
-                        yield found
+    with closing(SourceLog(config, topic, isolation)) as records:
+        for partition, (start, end) in spans.items():
+            with closing(records.messages(partition, start, end)) as pieces:
+                yield from filter(None, (_input_of(config, message) for piece in pieces for message in piece))
 
 
-def _input_of(config: Settings, record: Any) -> tuple[int, int] | None:
+def _input_of(config: Settings, message: Message) -> tuple[int, int] | None:
     """Return partition and offset of the input of an output of this model, None for any other record."""
-    models = [value for name, value in record.headers if name == MODEL_HEADER]
+    headers = cast(list[tuple[str, bytes]], message.headers() or [])
+    models = [value for name, value in headers if name == MODEL_HEADER]
     if models and models[-1] != config.model_key.encode():
         return None
     try:
-        output = orjson.loads(record.value or b"")
+        output = orjson.loads(message.value() or b"")
     except orjson.JSONDecodeError:
         return None
     if not isinstance(output, dict) or not any(fields <= output.keys() for fields in FIELDS):
         return None
     partition, offset = output.get("partition"), output.get("offset")
     return (partition, offset) if type(partition) is type(offset) is int else None
+
+
+def start_at_the_model(config: Settings, progress: dict[int, int]) -> None:
+    """Have the group read from the model's position where that is the lower one, so that each sample has an output.
+
+    ``progress``: {partition: next offset to learn}, empty where there is no model. A partition that a model does not know
+    is new to it.
+    """
+    if not progress:
+        return
+    with closing(KafkaAdminClient(**config.kafka_client())) as admin:
+        committed = admin.list_group_offsets({config.kafka_group: None}).get(config.kafka_group, {})
+        back = {
+            place: OffsetAndMetadata(progress.get(place.partition, 0), "", -1)
+            for place, at in committed.items()
+            if place.topic == config.input_topic and progress.get(place.partition, 0) < at.offset
+        }
+        if back:
+            admin.alter_group_offsets(config.kafka_group, back)

@@ -125,6 +125,12 @@ def restore_points(run_dir: Path) -> list[Path]:
     return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
+def set_restore_points_aside(run_dir: Path) -> None:
+    """Have the next submission start without ``-s``: the positions in these are not the model's any more."""
+    for point in restore_points(run_dir):
+        (point / "_metadata").rename(point / "_metadata.before_accept")
+
+
 def prune_restore_points(run_dir: Path) -> None:
     """Delete what earlier jobs left, but for the newest restore points; call it while no job runs."""
     kept = restore_points(run_dir)[:KEPT]

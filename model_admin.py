@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from learner import load_learner
 from lease import LEASE_MS, Lease, new_submission
+from local_job import set_restore_points_aside
 from messages import load_format
 from model_store import Meta, ModelStore, SignatureError, Stored, StoreError, new_model_id, unpickle
 from settings import Settings, SettingsError, settings
@@ -55,6 +56,7 @@ def accept(yes: bool) -> None:
         meta.version += 1
         meta.starts, meta.checksums = dict(meta.progress), {}
         store.commit(before, meta, before.model, before.state, lease.submission, LEASE_MS)
+        set_restore_points_aside(config.run_dir)
     click.echo(f"Accepted: model {meta.model_id} goes on from {meta.parent}. Submit the job without -s.")
 
 

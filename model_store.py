@@ -244,6 +244,15 @@ class ModelStore:
             mac.update(part)
         return mac.hexdigest()
 
+    def progress(self) -> dict[int, int]:
+        """Return {partition: next offset to learn} as it stands there, unchecked: whether it may be used, the job says."""
+        found = self.redis.hmget(self.keys[1], "progress", "starts")  # a cleared mark has starts alone
+        try:
+            texts = [orjson.loads(text or b"{}") for text in found]
+            return {int(partition): int(offset) for partition, offset in (texts[0] or texts[1]).items()}
+        except (ValueError, TypeError, AttributeError):
+            return {}
+
     def read(self, with_state: bool = False) -> Stored | None:
         """Return what is stored, None where there is nothing; raises ``IncompleteError`` or ``SignatureError``."""
         with self.redis.pipeline(transaction=True) as reads:

@@ -17,10 +17,17 @@ from pyflink.table import StreamTableEnvironment
 
 from learner import LearnerError, new_learner
 from lease import STARTING_MS, Lease, new_submission
-from leftovers import MODEL_HEADER, end_leftovers, submissions_in, transactional_prefix
+from leftovers import (
+    MODEL_HEADER,
+    end_leftovers,
+    start_at_the_model,
+    submissions_in,
+    transactional_prefix,
+)
 from messages import load_format
 from model_store import ModelStore, StoreError
 from settings import Settings, SettingsError, settings
+from source_log import SourceLogError
 from udf_model import online_learner
 
 HERE = Path(__file__).resolve().parent
@@ -56,6 +63,7 @@ CREATE TABLE samples (
     'properties.group.id' = '{settings.kafka_group}',
     'scan.startup.mode' = 'group-offsets',
     'properties.auto.offset.reset' = 'earliest',
+    'properties.isolation.level' = 'read_committed',
     'scan.topic-partition-discovery.interval' = '5 s',
     'properties.max.poll.records' = '5000',
     'format' = 'raw',
@@ -95,7 +103,7 @@ def main() -> None:
     lease = Lease(store, new_submission(store))
     lease.take(STARTING_MS)
     try:
-        _end_leftovers(env, config)
+        _end_leftovers(env, config, store)
         table_env = StreamTableEnvironment.create(env)
         _add_python_files(table_env, config)
         build(table_env, config, lease.submission)
@@ -162,16 +170,25 @@ def _options(config: Settings) -> Configuration:
         options.set_string(name, value)
     options.set_string("python.executable", config.flink_python or sys.executable)
     if config.kafka_connector_jar:
-        options.set_string("pipeline.jars", Path(config.kafka_connector_jar).resolve().as_uri())
+        options.set_string("pipeline.jars", jar_addresses(config.kafka_connector_jar))
     return options
 
 
-def _end_leftovers(env: StreamExecutionEnvironment, config: Settings) -> None:
-    """End what earlier submissions left open, but for the one whose savepoint or checkpoint ``flink run -s`` names."""
+def jar_addresses(paths: str) -> str:
+    """Return jars that are named with commas as Flink takes them."""
+    return ";".join(Path(path.strip()).resolve().as_uri() for path in paths.split(","))
+
+
+def _end_leftovers(env: StreamExecutionEnvironment, config: Settings, store: ModelStore) -> None:
+    """End what earlier submissions left open, but for the one whose savepoint or checkpoint ``flink run -s`` names.
+
+    Without one, the group begins at the model's position where that is the lower one.
+    """
     options = Configuration(j_configuration=env._j_stream_execution_environment.getConfiguration())
     restored = options.get_string("execution.state-recovery.path", "")
     if not restored:
         end_leftovers(config)
+        start_at_the_model(config, store.progress())
         return
     files = get_gateway().jvm.org.apache.flink.runtime.state.filesystem.AbstractFsCheckpointStorageAccess
     try:
@@ -196,5 +213,5 @@ def _add_python_files(table_env: StreamTableEnvironment, config: Settings) -> No
 if __name__ == "__main__":
     try:
         main()
-    except (SettingsError, LearnerError, StoreError, redis.RedisError, KafkaError) as error:
+    except (SettingsError, LearnerError, StoreError, SourceLogError, redis.RedisError, KafkaError) as error:
         sys.exit(f"online_learning.py: {error}")

@@ -57,7 +57,9 @@ class Settings(BaseSettings):
     flink_host: str = Field("127.0.0.1", description="Flink's REST address")
     flink_port: int = Field(8081, ge=1, le=65535, description="Flink's REST port")
     flink_python: str = Field("", description="Python of Flink's workers; empty: the one that submits the job")
-    kafka_connector_jar: str = Field("", description="connector jar to send with the job; empty: the cluster has it")
+    kafka_connector_jar: str = Field(
+        "", description="connector and zstd jars to send with the job, with commas; empty: the cluster has them"
+    )
 
     learner: str = Field("default", description="default, sgd, or module:factory of your own")
     message_format: str = Field("messages:DIGITS", description="module:name of what a message holds")
@@ -97,6 +99,18 @@ class Settings(BaseSettings):
                 "sasl_plain_password": self.kafka_sasl_password.get_secret_value(),
             }
         return arguments
+
+    def confluent_client(self) -> dict:
+        """Return the connection settings that every confluent-kafka client takes."""
+        names = {
+            "security_protocol": "security.protocol",
+            "ssl_cafile": "ssl.ca.location",
+            "sasl_mechanism": "sasl.mechanism",
+            "sasl_plain_username": "sasl.username",
+            "sasl_plain_password": "sasl.password",
+        }
+        given = {names[name]: value for name, value in self.kafka_client().items() if name in names}
+        return given | {"bootstrap.servers": self.kafka_bootstrap_servers, "reconnect.backoff.max.ms": 1000}
 
     def redis_client(self) -> dict:
         """Return the connection arguments of ``redis.Redis``; values come back as bytes."""

@@ -5,10 +5,11 @@ Knows the learner, the model store and the input topic's log, and nothing of Fli
 
 import logging
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import redis
@@ -22,6 +23,7 @@ from settings import Settings
 from source_log import SourceLog
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class StopJob(RuntimeError):
@@ -59,6 +61,9 @@ class Trainer:
         self.stored: Stored | None = None
         self.fork = False  # whether the next commit starts a new model_id, as the store had gone back
         self.last: dict[int, int] = {}  # offset of this task's last message per partition
+        # Per partition the offset after the last that this task, or its group before it, was given.
+        self.delivered: dict[int, int] = {}
+        self.accepted = False  # whether a person gave the model its place and it has learned nothing since
 
     def open(self) -> None:
         """Take the lease, load the model and check that stream and model fit; raises ``StopJob`` where they do not.
@@ -77,6 +82,7 @@ class Trainer:
             self.lease.keep()
             self._load()
             self._check_topic()
+            self._on_what_is_there(self._catch_up)
         except (StoreError, ValueError) as error:
             raise StopJob(str(error)) from error
         except redis.AuthenticationError as error:
@@ -129,7 +135,7 @@ class Trainer:
         )
 
     def _new_meta(self, mark: Stored | None) -> Meta:
-        """Return the meta of a new model, starting where the mark says, else where the group is, else where the log begins."""
+        """Return the meta of a new model, starting where the mark or the group is, else where the log begins."""
         meta = Meta(learner=self.settings.learner, topic_id=self.log.topic_id())
         old = mark.meta if mark else Meta()
         meta.model_id = new_model_id(max(old.model_id, self.meta.model_id))
@@ -137,12 +143,16 @@ class Trainer:
         committed = self.log.committed()
         meta.starts = {p: committed.get(p, first) for p, (first, _) in self.log.bounds().items()}
         if old.topic_id == meta.topic_id:
-            meta.starts |= old.starts
+            # What the group has got beyond a mark (the store had gone back before) was the old model's.
+            meta.starts |= {p: max(start, committed.get(p, 0)) for p, start in old.starts.items()}
         meta.progress = dict(meta.starts)
         return meta
 
     def _check_topic(self) -> None:
-        """Raise ``StopJob`` unless the topic is the one that the model has learned from, with all that it learned."""
+        """Raise ``StopJob`` unless the topic is the one that the model has learned from, with all that it learned.
+
+        Notes what the group has got before this task.
+        """
         topic, topic_id, bounds = self.settings.input_topic, self.log.topic_id(), self.log.bounds()
         accept = "To go on with this model from what the topic holds now, run python model_admin.py accept."
         if self.meta.topic_id and topic_id != self.meta.topic_id:
@@ -161,10 +171,11 @@ class Trainer:
                 if zlib.crc32(payload or b"") != checksum:
                     raise StopJob(f"Topic {topic} partition {partition} holds another message at offset {offset} than the "
                                   f"one that the model learned. {accept}")  # fmt: skip
-        behind = {p: at for p, at in self.log.committed().items() if at > self.meta.progress.get(p, 0)}
-        if behind and self.stored is not None and not self.stored.cleared:
-            log.warning("the stored model is behind the consumer group at %s: the store had gone back", behind)
-            self.fork = True
+        self.accepted = bool(self.stored and not self.stored.cleared and not self.meta.checksums)
+        self.delivered = dict(self.meta.progress)
+        if self.stored and not self.stored.cleared and not self.accepted:
+            got = {p: min(at, bounds[p][1]) for p, at in self.log.committed().items() if p in bounds}
+            self.delivered |= {p: max(at, self.meta.progress.get(p, 0)) for p, at in got.items()}
 
     def _expired(self, partition: int, expected: int, first: int) -> str:
         return (f"Topic {self.settings.input_topic} partition {partition} begins at offset {first}, but the next sample to "
@@ -179,24 +190,38 @@ class Trainer:
         ``partitions`` and ``offsets``: int64 (n,). Raises ``StopJob``, or ``AwayError`` where Redis takes no commit.
         """
         self._refuse_steps_back(partitions, offsets)
-        parsed = self.format.parse(payloads)
+        parsed: Parsed | None = None
+
+        def learn() -> Learned:
+            nonlocal parsed
+            self._catch_up()
+            check = self._ask_for_beginnings(self._fill_gaps(partitions, offsets))
+            parsed = parsed or self.format.parse(payloads)
+            return self._step(payloads, parsed, partitions, offsets, check)
+
+        learned = self._on_what_is_there(learn, lambda: self._start_here(partitions, offsets))
+        for partition in np.unique(partitions).tolist():
+            self.last[partition] = int(offsets[partitions == partition][-1])
+            self.delivered[partition] = max(self.last[partition] + 1, self.delivered.get(partition, 0))
+        return learned
+
+    def _on_what_is_there(self, work: Callable[[], T], after: Callable[[], None] = lambda: None) -> T:
+        """Return what the work returns.
+
+        Where the store is another by then, load it, call ``after`` and do the work again.
+        """
         while True:
             try:
-                self._fill_gaps(partitions, offsets)
-                learned = self._step(payloads, parsed, partitions, offsets)
-                break
+                return work()
             except ConflictError as conflict:
-                log.warning("%s The batch is done again on what is there.", conflict)
-                try:
-                    self._load()
-                except StoreError as error:
-                    raise StopJob(str(error)) from error
-                self._start_here(partitions, offsets)
+                log.warning("%s The work is done again on what is there.", conflict)
             except LeaseError as error:
                 raise StopJob(str(error)) from error
-        for partition in np.unique(partitions):
-            self.last[int(partition)] = int(offsets[partitions == partition][-1])
-        return learned
+            try:
+                self._load()
+            except StoreError as error:
+                raise StopJob(str(error)) from error
+            after()
 
     def _refuse_steps_back(self, partitions: np.ndarray, offsets: np.ndarray) -> None:
         for partition in np.unique(partitions):
@@ -211,47 +236,96 @@ class Trainer:
         """Let a new model that met its mark in a running task start at this batch: earlier ones were another model's."""
         if self.stored is None or not self.stored.cleared:
             return
-        self.meta.starts |= {p: last + 1 for p, last in self.last.items()}
+        self.meta.starts |= self.delivered
         for partition in np.unique(partitions):
             self.meta.starts[int(partition)] = int(offsets[partitions == partition][0])
         self.meta.progress = dict(self.meta.starts)
 
-    def _fill_gaps(self, partitions: np.ndarray, offsets: np.ndarray) -> None:
-        """Learn, before the batch, what Kafka holds between the model's progress and the batch's offsets."""
-        for partition in np.unique(partitions):
-            own = offsets[partitions == partition]
-            expected = self.meta.progress.get(int(partition), 0)
-            before = np.concatenate([[expected - 1], own[own >= expected]])
-            # Offsets missing in the middle of a batch are asked for together: transaction markers leave many.
-            if len(before) > 1 and (np.diff(before) > 1).any():
-                self._fill(int(partition), expected, set(own.tolist()), int(before[-1]))
+    def _catch_up(self) -> None:
+        """Learn again, in every partition, what this task or its group had got before the store went back."""
+        for partition, delivered in self.delivered.items():
+            progress = self.meta.progress.get(partition, 0)
+            if progress < delivered:
+                self._fill(partition, progress, delivered)
+                # At the end may be transaction markers or compacted offsets: not to be asked for again.
+                self.delivered[partition] = self.meta.progress.get(partition, 0)
 
-    def _fill(self, partition: int, expected: int, known: set[int], last: int) -> None:
-        first = self.log.bounds()[partition][0]
-        if first > expected and sum(expected <= o < first for o in known) < min(first, last) - expected:
-            raise StopJob(self._expired(partition, expected, first))
-        start = expected
-        while start < last:
-            records = self.log.read(partition, start, last)
-            missing = [r for r in records if r[0] not in known]
-            if missing and any(o < missing[-1][0] for o in known if o >= expected):
-                raise StopJob(f"Flink left out offset {missing[-1][0]} of topic {self.settings.input_topic} partition "
-                              f"{partition} between messages that it delivered. Submit the job again.")  # fmt: skip
-            if missing:
-                log.warning("learning offsets %d to %d of partition %d again: the store had gone back", missing[0][0],
-                            missing[-1][0], partition)  # fmt: skip
-                self.fork = True
-                payloads = [payload for _, payload in missing]
-                at = np.array([offset for offset, _ in missing])
+    def _fill_gaps(self, partitions: np.ndarray, offsets: np.ndarray) -> dict[int, int]:
+        """Learn, before the batch, what Kafka holds between the model's progress and this task's first message.
+
+        Return the first offset that is missing besides, {partition: offset}.
+
+        Flink reads the log in its order. So an offset that is missing between two messages of one task
+        holds no committed record (a transaction marker, aborted, compacted), unless the log now begins
+        after it.
+        """
+        missing = {}
+        for partition in np.unique(partitions).tolist():
+            own = offsets[partitions == partition]
+            expected = self.meta.progress.get(partition, 0)
+            own = own[own >= expected]
+            if not len(own):
+                continue
+            if own[0] > expected and self.last.get(partition, -2) + 1 != expected:
+                self._fill(partition, expected, int(own[0]))
+                expected = int(own[0])
+            if own[-1] - expected >= len(own):
+                missing[partition] = expected + int(np.argmax(own != expected + np.arange(len(own))))
+        return missing
+
+    def _ask_for_beginnings(self, missing: dict[int, int]) -> Callable[[], None]:
+        """Ask where the log begins now; return what waits for the answer and raises ``StopJob`` where that is too late.
+
+        The only question about a batch, whatever it lacks; Kafka answers while the batch is worked on.
+        """
+        if not missing:
+            return lambda: None
+        answer = self.log.ask_for_beginnings(missing)
+
+        def check() -> None:
+            for partition, first in answer().items():
+                if first > missing[partition]:
+                    raise StopJob(self._expired(partition, missing[partition], first))
+
+        return check
+
+    def _fill(self, partition: int, start: int, end: int) -> None:
+        """Learn the records from ``start`` to before ``end``.
+
+        Raises ``StopJob`` where retention has deleted them, or where they have no output.
+        """
+        first = self.log.beginnings([partition])[partition]
+        if first > start:
+            raise StopJob(self._expired(partition, start, first))
+        known = False  # whether this gap has its new model_id
+        with closing(self.log.pieces(partition, start, end)) as pieces:
+            for records in pieces:
+                if self.accepted and partition not in self.last:
+                    raise StopJob(
+                        f"Flink begins at offset {end} of topic {self.settings.input_topic} partition "
+                        f"{partition}, but the model was told to go on from {start}: the messages between would "
+                        "be learned without a prediction. Submit the job again without -s."
+                    )
+                at = np.array([offset for offset, _ in records])
+                why = "learning offsets %d to %d of partition %d again: the store had gone back"
+                log.warning(why, at[0], at[-1], partition)
+                self.fork |= not known
+                known = True
+                payloads = [payload for _, payload in records]
                 self._step(payloads, self.format.parse(payloads), np.full(len(at), partition), at)
-            if not records:
-                break
-            start = records[-1][0] + 1
 
     def _step(
-        self, payloads: list[bytes | None], parsed: Parsed, partitions: np.ndarray, offsets: np.ndarray
+        self,
+        payloads: list[bytes | None],
+        parsed: Parsed,
+        partitions: np.ndarray,
+        offsets: np.ndarray,
+        check: Callable[[], None] = lambda: None,
     ) -> Learned:
-        """Predict, score, learn and commit; raises ``ConflictError`` where the store is not what this task read last."""
+        """Predict, score, learn, ``check`` and commit.
+
+        Raises ``ConflictError`` where the store is not what this task read last.
+        """
         _log_unforeseen(parsed, partitions, offsets)
         meta = deepcopy(self.meta)
         found, places = np.unique(partitions, return_inverse=True)
@@ -279,6 +353,7 @@ class Trainer:
             meta.parent, meta.model_id = f"{meta.model_id}:{meta.version}", new_model_id(meta.model_id)
         meta.version += 1
         meta.cleared_at = 0.0
+        check()
         self._commit(meta, len(y) > 0)
         return learned
 

@@ -69,6 +69,7 @@ def _growth(parts: Stack, quick: bool, rounds: int, names: tuple[str, ...]) -> d
         "sizes": lambda: growth.sizes(parts, 1 if quick else 3),
         "batches": lambda: growth.batches(parts, 1 if quick else 3),
         "partitions": lambda: growth.partitions(parts, 100_000 if quick else 400_000, 10),
+        "transactions": lambda: growth.transactions(parts, 200_000 if quick else 600_000, 1 if quick else 3),
         "catching_up": lambda: growth.catching_up(parts, 100_000 if quick else 1_000_000),
         "recovery": lambda: growth.recovery(parts, 1 if quick else 3),
         "memory": lambda: growth.memory(parts, 0.5 if quick else 30),

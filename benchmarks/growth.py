@@ -19,14 +19,16 @@ import psutil
 
 import messages
 from benchmarks.freshness import Watch, ask, page, send, watch_redis
-from benchmarks.measure import figure, fill, pace
+from benchmarks.measure import figure, fill, fill_in_transactions, pace
 from messages import Format
 from settings import Settings
+from source_log import SourceLog
 from tests.stack import Stack, until
 from trainer import Trainer
 from udf_model import learn_fast
 
 SIZES = ((64, 10), (64, 100), (512, 10), (2_145, 10), (10_000, 10))  # features, classes
+TRANSACTION = 20  # samples
 WAITING = 100_000  # samples, where some are always to be learned
 DRAWING = b"""<svg xmlns="http://www.w3.org/2000/svg" width="280" height="280">
 <path d="M140 40 L140 240" stroke="black" stroke-width="20" fill="none"/></svg>"""
@@ -112,6 +114,45 @@ def partitions(stack: Stack, total: int, seconds: float) -> dict[str, Any]:
         table[str(count)] = figure([found.rate], "samples/s")
         print(f"growth: {count} partitions: {found.rate:,.0f}/s", flush=True)
     return table
+
+
+def transactions(stack: Stack, total: int, rounds: int) -> dict[str, Any]:
+    """Return the job's samples/s on plain input and on transactions of ``TRANSACTION`` samples, and the ratio of times.
+
+    A round before the first lets Flink's JVMs compile what runs often.
+    """
+    plain, marked = stack.named(), stack.named()
+    fill(plain.settings, total)
+    fill_in_transactions(marked.settings, total, TRANSACTION)
+    rates: dict[str, list[float]] = {"plain": [], "transactional": []}
+    for number in range(rounds + 1):
+        views = [("plain", plain), ("transactional", marked)]
+        for name, filled in views if number % 2 == 0 else reversed(views):
+            rate = learning_rate(stack.named(input_topic=filled.settings.input_topic), total)
+            if number:
+                rates[name].append(rate)
+                print(f"growth: round {number}: {name} input: {rate:,.0f}/s", flush=True)
+    ratio = statistics.median(rates["plain"]) / statistics.median(rates["transactional"])
+    found = {name: figure(values, "samples/s") for name, values in rates.items()}
+    print(f"growth: transactions of {TRANSACTION}: {ratio:.2f} times the time of plain input", flush=True)
+    return found | {"size": TRANSACTION, "times_the_time": round(ratio, 2)}
+
+
+def learning_rate(view: Stack, total: int) -> float:
+    """Return samples/s over the last three quarters of the ``total`` samples that wait, by the model's commits."""
+    log = SourceLog(view.settings)
+    end = log.bounds()[0][1] - 1  # the last offset may be a marker
+    log.close()
+    watch = Watch(watch_redis(view.settings))
+    job = view.submit_job(LEARNER="sgd")
+    try:
+        until(lambda: watch.reached(end), 300, f"{total} samples are learned")
+    finally:
+        watch.end()
+        view.cancel_job(job)
+    began, first = next((at, offset) for at, offset in watch.seen if offset >= end / 4)
+    last, _ = next((at, offset) for at, offset in watch.seen if offset >= end)
+    return (end - first) / end * total / (last - began)
 
 
 def memory(stack: Stack, minutes: float) -> dict[str, Any]:

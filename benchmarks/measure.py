@@ -76,6 +76,19 @@ def fill(config: Settings, count: int, messages: Iterator[bytes] | None = None, 
     producer.flush()
 
 
+def fill_in_transactions(config: Settings, count: int, size: int) -> None:
+    """Send this many messages to the input topic in transactions of ``size``, each of which leaves a marker."""
+    producer = Producer({"bootstrap.servers": config.kafka_bootstrap_servers, "linger.ms": 20,
+                         "transactional.id": config.input_topic})  # fmt: skip
+    producer.init_transactions(30)
+    messages = islice(samples(), count)
+    while some := list(islice(messages, size)):
+        producer.begin_transaction()
+        for message in some:
+            producer.produce(config.input_topic, message)
+        producer.commit_transaction(30)
+
+
 @contextmanager
 def counted(config: Settings, topic: str) -> Iterator[Any]:
     """Give a function that returns how many records the topic's only partition has got, also uncommitted ones."""

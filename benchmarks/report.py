@@ -97,6 +97,11 @@ def _growth(results: dict[str, Any]) -> str:
     if "partitions" in growth:
         rows = [[count, f"{row['median']:,.0f}"] for count, row in growth["partitions"].items()]
         found.append(_table(["partitions", "samples/s"], rows))
+    if "transactions" in growth:
+        row = growth["transactions"]
+        rates = [f"{row[name]['median']:,.0f}" for name in ("plain", "transactional")]
+        head = ["plain input, samples/s", f"transactions of {row['size']}, samples/s", "times the time"]
+        found.append(_table(head, [[*rates, row["times_the_time"]]]))
     if "recovery" in growth:
         rows = [[name, row["median"], row["max"]] for name, row in growth["recovery"].items()]
         found.append(_table(["killed", "first new commit after, s, median", "max"], rows))

@@ -66,9 +66,9 @@ def _arrived(error: KafkaError | None, _: object) -> None:
         raise KafkaException(error)
 
 
-def connector_jar() -> str:
-    """Return the address of the Kafka connector that the project's set-up fetched."""
-    return next((HERE / ".local" / "java" / "flink").glob("flink-sql-connector-kafka-*.jar")).as_uri()
+def connector_jars() -> str:
+    """Return the addresses of the Kafka connector and its zstd, which the project's set-up fetched."""
+    return ";".join(jar.as_uri() for jar in sorted((HERE / ".local" / "java" / "flink").glob("*.jar")))
 
 
 def environment(folder: Path, parallelism: int = 2) -> Any:
@@ -87,7 +87,7 @@ def environment(folder: Path, parallelism: int = 2) -> Any:
         "execution.checkpointing.interval": "2 s",
         "execution.checkpointing.mode": "EXACTLY_ONCE",
         "execution.checkpointing.dir": folder.as_uri(),
-        "pipeline.jars": connector_jar(),
+        "pipeline.jars": connector_jars(),
         "pipeline.object-reuse": "true",
         "table.optimizer.agg-phase-strategy": "TWO_PHASE",
     }.items():
@@ -100,6 +100,7 @@ def start(table_env: Any, settings: Settings, topics: Topics, group: str, bounde
     security = {"properties.security.protocol": settings.kafka_security_protocol}
     base = {"connector": "kafka", "properties.bootstrap.servers": settings.kafka_bootstrap_servers, "format": "csv"}
     source = base | security | {"topic": topics.events, "properties.group.id": group,
+                                "properties.isolation.level": "read_committed",
                                 "scan.startup.mode": "earliest-offset"}  # fmt: skip
     if bounded:
         source |= {"scan.bounded.mode": "latest-offset"}

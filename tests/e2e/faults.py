@@ -123,9 +123,13 @@ class Trial:
 
     def newest_checkpoint(self) -> Path:
         """Return the newest completed checkpoint of any of the jobs."""
-        found = [
-            path for job in self.jobs for path in (self.settings.run_dir / "checkpoints" / job).glob("chk-*/_metadata")
-        ]
+        folder = self.settings.run_dir / "checkpoints"
+
+        def completed() -> list[Path]:
+            return [path for job in self.jobs for path in (folder / job).glob("chk-*/_metadata")]
+
+        # After an accept there is none until the job has made its first.
+        found = until(completed, 60, "a checkpoint is completed")
         return max(found, key=lambda path: path.stat().st_mtime).parent
 
     def workers(self) -> list[psutil.Process]:

@@ -46,6 +46,20 @@ def test_a_batch_of_any_size_costs_one_command_to_redis_and_no_question_to_kafka
     assert questions == []
 
 
+def test_a_batch_with_transaction_markers_costs_one_question(trainer, monkeypatch):
+    """However many markers it has: no record is read again, in this batch or a later one."""
+    questions, ask = [], trainer.log.ask_for_beginnings
+    monkeypatch.setattr(trainer.log, "pieces", lambda *args: questions.append(args))
+    monkeypatch.setattr(trainer.log, "ask_for_beginnings", lambda missing: questions.append(missing) or ask(missing))
+    following = 0
+    for size in (1, 100, 5000):
+        offsets = following + np.arange(size) + np.arange(size) // 3  # a marker after each three samples
+        trainer.learn([DIGITS.sample(X, 3)] * size, np.zeros(size, np.int64), offsets)
+        following = int(offsets[-1]) + 2  # one between the batches
+    assert trainer.meta.samples == 5101
+    assert questions == [{0: 1}, {0: 135}], "the first offset that each batch lacks"
+
+
 def test_a_batch_of_good_messages_is_judged_at_once_and_one_bad_message_takes_few_with_it(monkeypatch):
     judged, judge = [], Format._judge
     monkeypatch.setattr(Format, "_judge", lambda form, payload: judged.append(payload) or judge(form, payload))

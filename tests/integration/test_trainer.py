@@ -1,11 +1,14 @@
 """The eleven rules of learning exactly once, on a real Kafka and Redis; Flink's part is played by feed()."""
 
 import pickle
+import subprocess
+import sys
 import time
 
 import numpy as np
 import orjson
 import pytest
+from confluent_kafka import Producer
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewPartitions
 from kafka.structs import OffsetAndMetadata, TopicPartition
@@ -14,9 +17,11 @@ from sklearn.linear_model import SGDClassifier
 
 from learner import new_learner
 from lease import LEASE_MS, RENEW_SECONDS, new_submission
+from leftovers import start_at_the_model
 from local_parts import create_topics
 from messages import DIGITS
 from model_store import AwayError, ModelStore
+from settings import HERE
 from tests.stack import Stack, until
 from trainer import StopJob, Trainer
 
@@ -57,6 +62,20 @@ def send(loop: Stack, start: int, end: int, partition: int = 0, values=None) -> 
         producer.send(loop.settings.input_topic, value, key=b"k", partition=partition)
     producer.flush()
     producer.close()
+
+
+def send_in_transactions(loop: Stack, *sizes: int, partition: int = 0, values=None) -> None:
+    """Send one transaction of each size; a negative size is aborted. Each leaves a marker behind it."""
+    name = f"{loop.settings.input_topic}-{partition}"
+    producer = Producer(loop.settings.confluent_client() | {"transactional.id": name})
+    producer.init_transactions(30)
+    for size in sizes:
+        producer.begin_transaction()
+        for i in range(abs(size)):
+            value = values(i) if values else DIGITS.sample(X[i % 1797], Y[i % 1797])
+            producer.produce(loop.settings.input_topic, value, partition=partition)
+        producer.flush(30)
+        producer.commit_transaction(30) if size > 0 else producer.abort_transaction(30)
 
 
 def feed(task: Trainer, start: int, end: int, partition: int = 0, size: int = 50) -> list[dict]:
@@ -299,6 +318,136 @@ def test_offsets_without_records_are_no_gap(loop, tasks):
     assert (meta.samples, meta.progress, meta.parent) == (12, {0: 15}, "")
 
 
+def test_a_gap_teaches_nothing_that_was_aborted(loop, tasks):
+    send_in_transactions(loop, 10, -20, 10)  # 0..9 marker 11..30 marker 32..41 marker
+    task = tasks()
+    feed(task, 0, 5, size=5)
+    old = snapshot(task.store)
+    feed(task, 5, 42)
+    put_back(task.store, old)
+    send(loop, 40, 50)
+    feed(task, 43, 53)
+    meta = task.store.read().meta
+    assert (meta.samples, meta.rejected, meta.progress) == (30, 0, {0: 53})
+
+
+def test_an_open_transaction_is_not_read_into_a_gap(loop, tasks):
+    send(loop, 0, 10)
+    task = tasks()
+    feed(task, 0, 10)
+    producer = Producer(loop.settings.confluent_client() | {"transactional.id": loop.settings.input_topic})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(loop.settings.input_topic, DIGITS.sample(X[0], Y[0]))
+    producer.flush(30)
+    task.close()
+    second = tasks()
+    assert second.log.stable_ends() == {0: 10}
+    assert second.log.bounds() == {0: (0, 11)}
+    assert second.store.read().meta.samples == 10
+    producer.abort_transaction(30)
+    send(loop, 10, 20)
+    feed(second, 12, 22)
+    assert second.store.read().meta.samples == 20
+
+
+def test_quiet_partitions_are_caught_up_when_a_task_begins(parts, tasks):
+    loop = parts.named(partitions=3, learner="sgd")
+    for partition in range(3):
+        send(loop, 0, 60, partition)
+    first = tasks(settings=loop.settings)
+    feed(first, 0, 20, 0)
+    feed(first, 0, 20, 1)
+    old = snapshot(first.store)
+    for partition, end in ((0, 60), (1, 50), (2, 40)):
+        feed(first, 20 if partition < 2 else 0, end, partition)
+        commit_group(loop, end, partition)
+    lost = first.store.read().meta
+    first.close()
+    put_back(first.store, old)
+    second = tasks(settings=loop.settings)
+    meta = second.store.read().meta
+    assert (meta.samples, meta.progress) == (150, {0: 60, 1: 50, 2: 40})
+    assert meta.model_id > lost.model_id
+
+
+def test_quiet_partitions_are_caught_up_after_a_conflict(parts, tasks):
+    loop = parts.named(partitions=3, learner="sgd")
+    for partition in range(3):
+        send(loop, 0, 60, partition)
+    task = tasks(settings=loop.settings)
+    feed(task, 0, 20, 0)
+    old = snapshot(task.store)
+    for partition, begin in ((0, 20), (1, 0), (2, 0)):
+        feed(task, begin, 50, partition)
+    put_back(task.store, old)
+    feed(task, 50, 60, 1)
+    meta = task.store.read().meta
+    assert (meta.samples, meta.progress) == (160, {0: 50, 1: 60, 2: 50})
+
+
+def test_an_accepted_model_refuses_a_flink_that_begins_later(loop, tasks):
+    """As with -s and a checkpoint of the topic before: the messages between would have no output."""
+    send(loop, 0, 50)
+    task = tasks()
+    feed(task, 0, 50)
+    task.close()
+    remake_topic(loop)
+    send(loop, 0, 100)
+    accept(loop)
+    second = tasks()
+    with pytest.raises(StopJob, match=r"begins at offset 50 .* go on from 0.* Submit the job again without -s"):
+        feed(second, 50, 100)
+    second.close()
+    third = tasks()
+    feed(third, 0, 100)
+    assert third.store.read().meta.samples == 150
+
+
+def accept(loop: Stack) -> None:
+    done = subprocess.run([sys.executable, "model_admin.py", "accept", "--yes"], cwd=HERE, env=loop.env)
+    assert done.returncode == 0
+
+
+def test_a_submission_starts_at_the_lower_of_model_and_group(parts, tasks):
+    loop = parts.named(partitions=3, learner="sgd")
+    settings = loop.settings
+    for partition in range(3):
+        send(loop, 0, 60, partition)
+    task = tasks(settings=settings)
+    feed(task, 0, 20, 0)
+    feed(task, 0, 30, 1)
+    for partition in range(3):
+        commit_group(loop, 25, partition)
+    start_at_the_model(settings, {})
+    assert task.log.committed() == {0: 25, 1: 25, 2: 25}, "without a model the group's place stands"
+    start_at_the_model(settings, task.store.progress())
+    assert task.log.committed() == {0: 20, 1: 25, 2: 0}
+    task.store.clear()
+    assert task.store.progress() == {0: 20, 1: 30, 2: 0}
+
+
+def test_a_gap_of_large_messages_is_learned_in_pieces(loop, tasks):
+    send(loop, 0, 10)
+    task = tasks()
+    feed(task, 0, 10)
+    old = snapshot(task.store)
+    producer = Producer(loop.settings.confluent_client() | {"message.max.bytes": 1_048_588})
+    for _ in range(40):
+        producer.produce(loop.settings.input_topic, b"x" * 1_000_000)
+        producer.flush(30)
+    feed(task, 10, 50)
+    put_back(task.store, old)
+    send(loop, 0, 1)
+    before = task.store.read().meta.version
+    sizes = [sum(len(value) for _, value in piece) for piece in task.log.pieces(0, 10, 50)]
+    assert max(sizes) <= 9_000_000
+    feed(task, 50, 51)
+    meta = task.store.read().meta
+    assert (meta.samples, meta.rejected, meta.progress) == (11, 40, {0: 51})
+    assert meta.version == before + len(sizes) + 1
+
+
 def test_a_gap_in_one_of_two_partitions_is_learned_and_the_other_left_alone(parts, tasks):
     loop = parts.named(partitions=2, learner="sgd")
     for partition in (0, 1):
@@ -485,6 +634,7 @@ def test_a_submission_whose_lease_ran_out_is_succeeded_and_ends_when_it_wakes(lo
     sleeper = tasks()
     feed(sleeper, 0, 50)
     sleeper.lease._stop.set()  # it stops renewing, as a stopped process does
+    time.sleep(1.1)  # ids are of one second
     began = time.monotonic()
     successor = tasks(submission=new_submission(sleeper.store))
     assert time.monotonic() - began < LEASE_MS / 1000 + 5

@@ -285,3 +285,10 @@ def test_the_entrypoint_gives_the_password_to_the_program(tmp_path):
     script = entrypoint[2].replace("/run/secrets/redis_password", str(tmp_path / "password"))
     ask = [*entrypoint[:2], script, entrypoint[3], "sh", "-c", 'echo "$REDIS_PASSWORD $1"', "x", "an argument"]
     assert subprocess.run(ask, capture_output=True, text=True).stdout == "s3cret an argument\n"
+
+
+def test_flink_brings_the_zstd_that_kafka_was_built_with():
+    """In make run and in the image: both link what this lock names."""
+    locks = [tomllib.loads((HERE / "java" / name / "jgo.lock.toml").read_text()) for name in ("flink", "kafka")]
+    flink, kafka = [{entry["artifactId"]: entry for entry in lock["dependencies"]} for lock in locks]
+    assert flink["zstd-jni"] == kafka["zstd-jni"]

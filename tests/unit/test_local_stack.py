@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import local_parts
-from local_job import KEPT, Job, prune_restore_points, reason, restore_points
+from local_job import KEPT, Job, prune_restore_points, reason, restore_points, set_restore_points_aside
 from local_process import LOG_BYTES, Part, StackError, end_leftovers, port_is_free
 from local_stack import LocalStack, Meter, Unit, alone
 from model_store import Meta
@@ -292,3 +292,16 @@ def test_only_a_restore_point_that_does_not_fit_is_left_aside(tmp_path, monkeypa
     assert job.wanted
     assert restore_points(tmp_path) == ([] if why in UNFIT_TRACES else [savepoint])
     assert ("left aside" in job.problem) == (why in UNFIT_TRACES)
+
+
+def test_after_an_accept_no_older_restore_point_is_left(tmp_path):
+    for name in ("savepoints/savepoint-1", "checkpoints/a/chk-3"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "_metadata").touch()
+    set_restore_points_aside(tmp_path)
+    assert restore_points(tmp_path) == []
+    set_restore_points_aside(tmp_path / "not there")
+    newer = tmp_path / "checkpoints" / "b" / "chk-1"
+    newer.mkdir(parents=True)
+    (newer / "_metadata").touch()
+    assert restore_points(tmp_path) == [newer]
