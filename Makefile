@@ -35,9 +35,8 @@ bench-drawings: ## how many drawings of the benchmark's own stroke set are read 
 fuzz-page: ## 10,000 fuzzed bodies at the page
 	@FUZZED_BODIES=10000 $(PROJECT) --dev -m pytest -s -k fuzzed tests/integration/test_server.py
 
-clean: ## forget everything that was made and learned
-	@if [ -x .local/venv/bin/python ]; then .local/venv/bin/python local_stack.py clean; fi
-	@rm -rf .local
+clean: ## forget everything that was made and learned in RUN_DIR, by default .local with the environment
+	@$(PROJECT) --clean
 
 .PHONY: forecast forecast-dags
 forecast: ## simulate, train, update seven days, score, time the joins and the stream, report

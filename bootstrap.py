@@ -1,6 +1,7 @@
 """Run a program of this project in the project's own environment, after making that environment.
 
     python3 bootstrap.py [--dev] PROGRAM [ARGUMENT...]
+    python3 bootstrap.py --clean
 
 Needs nothing but Python 3.11 or 3.12. What it makes is in .local/venv; nothing is installed twice.
 """
@@ -13,6 +14,7 @@ if not (3, 11) <= sys.version_info[:2] <= (3, 12):  # before whatever an older P
         "'make run PYTHON=python3.12' or 'python3.12 bootstrap.py local_stack.py run'."
     )
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -27,12 +29,28 @@ LOCAL = HERE / ".local"
 VENV = LOCAL / "venv"
 PYTHON = VENV / "bin" / "python"
 LOG = LOCAL / "log" / "setup.log"
+PATH_BYTES = 3_000  # the system's limit is 4,096 with what lies inside
 UV = "uv==0.13.8"  # installs the requirements in a tenth of pip's time
 DISK_BYTES = 3_000_000_000
+MADE = (
+    "venv",
+    "venv-airflow",
+    "venv-bench",
+    "java",
+    "forecast",
+    "log",
+    ".cache",
+    "setup.lock",
+    "use.lock",
+)
 
 
 def main(arguments: list[str]) -> None:
     """Make the environment and become the program in it."""
+    use_whole_paths()
+    if arguments == ["--clean"]:
+        clean()
+        return
     dev = arguments[:1] == ["--dev"]
     program = arguments[1:] if dev else arguments
     if not program:
@@ -44,6 +62,78 @@ def main(arguments: list[str]) -> None:
         make_environment("requirements-dev.txt" if dev else "requirements.txt")
     os.chdir(HERE)
     os.execv(PYTHON, [str(PYTHON), *program])  # noqa: S606 - the program that was asked for
+
+
+def use_whole_paths() -> None:
+    """Make relative paths in the environment absolute, and refuse those that no part can use."""
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = str(LOCAL)  # a user without a home, as in a container
+    for name in ("RUN_DIR", "MODEL_SIGNING_KEY_FILE"):
+        if os.environ.get(name):
+            os.environ[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
+    problem = unusable(str(HERE))
+    if problem:
+        sys.exit(f"The project's folder {str(HERE)!a} {problem}: move the project.")
+    run_dir = os.environ.get("RUN_DIR", "")
+    problem = unusable(run_dir)
+    if problem:
+        sys.exit(f"RUN_DIR {run_dir!a} {problem}: choose another folder.")
+
+
+def unusable(path: str) -> str:
+    """Return what is wrong with a path that Java, Kafka or Flink would misread, or nothing."""
+    separators = {"a colon": ":", "a comma": ",", "a backslash": "\\"}
+    held = [name for name, character in separators.items() if character in path]
+    if held:
+        return f"holds {held[0]}, which separates paths for Java, Kafka or Flink"
+    if any(ord(character) < 32 or ord(character) == 127 for character in path):
+        return "holds a control character"
+    if any("\ud800" <= character <= "\udfff" for character in path):
+        return "is not UTF-8"
+    if len(os.fsencode(path)) > PATH_BYTES:
+        return f"is longer than {PATH_BYTES:,} bytes"
+    return ""
+
+
+def clean() -> None:
+    """Delete what make run made in its folder, and with the default folder the environment, too."""
+    run_dir = Path(os.environ.get("RUN_DIR") or LOCAL)
+    everything = run_dir.resolve() == LOCAL.resolve()
+    if not run_dir.exists():
+        return
+    LOCAL.mkdir(exist_ok=True)
+    with (LOCAL / "setup.lock").open("w") as setup, (LOCAL / "use.lock").open("a") as use:
+        hold(setup, "another process is making the environment")
+        if everything:
+            hold(use, f"a make run uses what is in {LOCAL}")
+        if (run_dir / "run.lock").exists():
+            if not any(VENV.glob("*.sha256")):
+                make_environment("requirements.txt")  # it finds what a killed run left running
+            argv = [str(PYTHON), "local_stack.py", "clean"]
+            code = subprocess.run(argv, cwd=HERE, check=False).returncode
+            if code:
+                sys.exit(code)
+        if everything:
+            for name in MADE:
+                remove(LOCAL / name)
+            with contextlib.suppress(OSError):  # not empty: a person's files
+                LOCAL.rmdir()
+
+
+def hold(lock, why: str) -> None:
+    """Take the lock for make clean, or exit with a sentence."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"make clean: {why}: stop it first.")
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder with all that is in it, or a link but not where it leads."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def take_turn(turn) -> None:

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import fcntl
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -34,12 +35,17 @@ JAVA_PARTS = HERE / ".local" / "java"
 # thresholds), which else keeps a core busy for a job's first minute.
 BUSY_JAVA = [
     "-XX:+UseSerialGC",
+    "-XX:-UsePerfData",  # no file in the system's temporary folder
     "-XX:Tier4InvocationThreshold=50000",
     "-XX:Tier4MinInvocationThreshold=6000",
     "-XX:Tier4CompileThreshold=150000",
     "-XX:Tier4BackEdgeThreshold=400000",
 ]
-LEAN_JAVA = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]  # for what starts often and computes little: half the CPU
+LEAN_JAVA = [
+    "-XX:TieredStopAtLevel=1",
+    "-XX:+UseSerialGC",
+    "-XX:-UsePerfData",
+]  # for what starts often and computes little: half the CPU
 MESSAGE_BYTES = 1_048_588  # Kafka's own default: 1 MiB of payload and 12 bytes of overhead
 
 
@@ -53,11 +59,9 @@ def get_java_parts(progress: Callable[[Iterable, int], Iterable] = lambda items,
 
     Each jar's SHA-256 is compared with the lock before the jar goes to its place; nothing is fetched twice.
     """
-    locks = sorted(HERE.glob("java/*/jgo.lock.toml"))
-    wanted = hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()
-    done = JAVA_PARTS / "locks.sha256"
-    if done.exists() and done.read_text() == wanted:
+    if have_java_parts():
         return False
+    locks = java_locks()
     JAVA_PARTS.mkdir(parents=True, exist_ok=True)
     with (JAVA_PARTS / "lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)  # a make run and a make test may both be the first
@@ -72,8 +76,22 @@ def get_java_parts(progress: Callable[[Iterable, int], Iterable] = lambda items,
             for _ in progress(pool.map(get_jar, jars, jars.values()), len(jars)):
                 pass
         shutil.rmtree(JAVA_PARTS / "repository", ignore_errors=True)
-        done.write_text(wanted)
+        (JAVA_PARTS / "locks.sha256").write_text(sha256_of_locks())
     return True
+
+
+def have_java_parts() -> bool:
+    """Return whether the jars are those that the lock files name."""
+    done = JAVA_PARTS / "locks.sha256"
+    return done.exists() and done.read_text() == sha256_of_locks()
+
+
+def sha256_of_locks() -> str:
+    return hashlib.sha256(b"".join(lock.read_bytes() for lock in java_locks())).hexdigest()
+
+
+def java_locks() -> list[Path]:
+    return sorted(HERE.glob("java/*/jgo.lock.toml"))
 
 
 def jar_name(entry: dict) -> str:
@@ -137,8 +155,20 @@ def environment(settings: Settings) -> dict[str, str]:
     return (
         os.environ
         | {"PATH": f"{VENV_BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+        # Java reads file names by the locale: in an ASCII one, no folder with an accent is found.
+        | {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
+        | loopback_without_proxy()
         | {name.upper(): as_text(value) for name, value in given.items()}
     )
+
+
+def loopback_without_proxy() -> dict[str, str]:
+    """Return the variables that keep a proxy away from what runs on this machine."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = given.split(",") if given else []
+    hosts += [host for host in ("127.0.0.1", "localhost", "::1") if host not in hosts]
+    value = "*" if given.strip() == "*" else ",".join(hosts)
+    return {"no_proxy": value, "NO_PROXY": value}
 
 
 def as_text(value: Any) -> str:
@@ -170,6 +200,7 @@ def kafka(settings: Settings) -> Part:
     java = [
         str(java_home() / "bin" / "java"),
         "-Xmx512m",
+        f"-Djava.io.tmpdir={settings.run_dir / 'tmp'}",
         "-XX:+ExitOnOutOfMemoryError",
         "-Dorg.slf4j.simpleLogger.showDateTime=true",
         "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss",
@@ -237,7 +268,7 @@ def prepare_kafka(settings: Settings, java: list[str]) -> None:
         "transaction.max.timeout.ms": 3_600_000,
     }
     path = folder / "server.properties"
-    path.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
+    path.write_text("".join(f"{key}={escaped(value)}\n" for key, value in properties.items()))
     if (folder / "data" / "meta.properties").exists():
         return
     cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
@@ -258,6 +289,11 @@ def prepare_kafka(settings: Settings, java: list[str]) -> None:
     )
     if code:
         raise StackError(f"Kafka's folder {folder} could not be made; its log says why: {log}")
+
+
+def escaped(value: object) -> str:
+    """Return the value as Java's properties files have it: ASCII, with escapes as JSON's."""
+    return json.dumps(str(value))[1:-1]
 
 
 def create_topics(settings: Settings, partitions: int = 1) -> None:
@@ -420,8 +456,9 @@ def flink_configuration(settings: Settings) -> dict[str, object]:
         "classloader.resolve-order": "parent-first",
         "io.tmp.dirs": str(run / "flink" / "tmp"),
         "state.backend.type": "hashmap",
-        "execution.checkpointing.dir": (run / "checkpoints").as_uri(),
-        "execution.checkpointing.savepoint-dir": (run / "savepoints").as_uri(),
+        # Not as_uri(): Flink takes what follows file:// as it is, and does not undo %20.
+        "execution.checkpointing.dir": f"file://{run / 'checkpoints'}",
+        "execution.checkpointing.savepoint-dir": f"file://{run / 'savepoints'}",
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
         "execution.checkpointing.num-retained": 3,
         "restart-strategy.type": "exponential-delay",
@@ -432,6 +469,9 @@ def flink_configuration(settings: Settings) -> dict[str, object]:
         "restart-strategy.exponential-delay.attempts-before-reset-backoff": 10,
     }
 
+
+# Flink starts each Python worker by a bash script that quotes no path.
+BEFORE_WORKER = Path("java") / "before_worker.bash"
 
 FLINK_LOGGING = """\
 rootLogger.level = INFO
@@ -485,6 +525,7 @@ def flink_environment(settings: Settings) -> dict[str, str]:
         "FLINK_PLUGINS_DIR": str(flink_home() / "plugins"),
         "FLINK_LOG_DIR": str(settings.run_dir / "log"),
         "FLINK_PID_DIR": str(settings.run_dir / "pids"),
+        "BASH_ENV": str(BEFORE_WORKER),
     }
 
 
@@ -507,14 +548,20 @@ def flink_argv(settings: Settings, main_class: str, options: list[str], log: Pat
 
 
 def rest(settings: Settings, path: str, body: dict | None = None) -> dict:
-    """Return the JSON answer of Flink's REST API at this path; raises ``OSError`` when there is none."""
+    """Return the JSON answer of Flink's REST API at this path.
+
+    Raises ``OSError`` when there is none, or not a whole one.
+    """
     request = urllib.request.Request(
         f"http://{settings.flink_host}:{settings.flink_port}{path}",
         None if body is None else json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-        return json.load(answer)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            return json.load(answer)
+    except (http.client.HTTPException, ValueError) as error:  # it died while it answered
+        raise ConnectionError(f"Flink's answer broke off ({type(error).__name__})") from error
 
 
 def jobmanager(settings: Settings) -> Part:
@@ -576,13 +623,21 @@ def write_flink_launcher() -> Path:
         "#!/bin/sh",
         "# Made by local_parts.py: Flink's command line with the environment's own Java and Python.",
         *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
-        f'run="${{RUN_DIR:-{HERE}/.local}}"',
+        f"default={shlex.quote(str(HERE / '.local'))} bin={shlex.quote(str(VENV_BIN))}",
+        'run="${RUN_DIR:-$default}"',
         'export FLINK_CONF_DIR="${FLINK_CONF_DIR:-$run/flink/conf}"',
-        f'export PYFLINK_CLIENT_EXECUTABLE="${{PYFLINK_CLIENT_EXECUTABLE:-{VENV_BIN}/python}}"',
-        f'export PATH="{VENV_BIN}:$PATH"',
-        f'exec "$JAVA_HOME/bin/java" {shlex.join([*LEAN_JAVA, *flink_options()])} -Dlog.file="$run/log/flink-client.log" \\',
-        '  -Dlog4j.configurationFile="$FLINK_CONF_DIR/log4j-cli.properties" \\',
-        '  -cp "$run/flink/lib/*" org.apache.flink.client.cli.CliFrontend "$@"',
+        'export PYFLINK_CLIENT_EXECUTABLE="${PYFLINK_CLIENT_EXECUTABLE:-$bin/python}"',
+        'export PATH="$bin:$PATH" LC_ALL=C.UTF-8',
+        "# What the client unpacks is of no use to anyone once it has ended.",
+        'mkdir -p "$run/tmp" && TMPDIR="$(mktemp -d "$run/tmp/flink.XXXXXX")" || exit',
+        "export TMPDIR",
+        "trap 'rm -rf \"$TMPDIR\"' EXIT",
+        f'"$JAVA_HOME/bin/java" {shlex.join([*LEAN_JAVA, *flink_options()])} -Djava.io.tmpdir="$TMPDIR" \\',
+        '  -Dlog.file="$run/log/flink-client.log" \\',
+        "  -Dlog4j.configurationFile=log4j-cli.properties \\",
+        '  -cp "$FLINK_CONF_DIR:$run/flink/lib/*" org.apache.flink.client.cli.CliFrontend "$@" <&0 &',
+        "trap 'kill $!' HUP INT TERM",
+        "wait $! || { code=$?; wait $!; exit $code; }",
         "",
     ]
     launcher = VENV_BIN / "flink"
@@ -617,7 +672,7 @@ def page(settings: Settings) -> Part:
                 return True
         except urllib.error.HTTPError:
             return True  # 503: the page is up and says what isn't
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
 
     return Part(

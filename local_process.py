@@ -1,4 +1,4 @@
-"""A process of its own, known by its pid and start time, with one log file; and how to end what it started."""
+"""A process with one log file, known by its pid and start; and how to end what it started."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ class Stopping(Exception):
 
 @dataclass
 class Part:
-    """A process in a session of its own, known by its pid and start time also to the next run."""
+    """A process in a session of its own, known by its pid and start also to the next run."""
 
     name: str
     argv: list[str]
@@ -59,12 +59,15 @@ class Part:
         """Start the process; raises ``StackError`` naming a port that another program holds."""
         self.kill()  # its children may have outlived it
         self.check_ports()
+        env = self.env | temporary(self.run_dir)
         self.prepare()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as out:
-            self.process = spawn(self.argv, self.env, out)
+            self.process = spawn(self.argv, env, out)
         self.pid_file.parent.mkdir(parents=True, exist_ok=True)
-        self.pid_file.write_text(f"{self.process.pid} {psutil.Process(self.process.pid).create_time()}")
+        new = self.pid_file.with_suffix(".new")
+        new.write_text(f"{self.process.pid} {start_of(self.process.pid)}")
+        new.replace(self.pid_file)  # whole or not at all
 
     def check_ports(self) -> None:
         """Raise ``StackError`` naming a port that another program holds."""
@@ -109,7 +112,8 @@ class Part:
         kill_session(self.process.pid)
         self.process.wait()
         self.process = None
-        self.pid_file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the next run knows by the start that it is gone
+            self.pid_file.unlink()
 
     def wait(self) -> None:
         """Return when the process itself has ended."""
@@ -117,11 +121,29 @@ class Part:
             self.process.wait()
 
     def bound_log(self) -> None:
-        """Put a log that grew too long aside; the process goes on appending to the emptied file."""
-        with contextlib.suppress(FileNotFoundError):
-            if self.log.stat().st_size > LOG_BYTES:
-                shutil.copyfile(self.log, self.log.with_suffix(".log.1"))
-                os.truncate(self.log, 0)
+        """Put a log that grew too long aside; the process goes on appending to the emptied file.
+
+        On a full disk the log is emptied without a copy, which makes room.
+        """
+        aside = self.log.with_suffix(".log.1")
+        with contextlib.suppress(OSError):  # no log yet, or a disk that takes nothing
+            if self.log.stat().st_size <= LOG_BYTES:
+                return
+            try:
+                shutil.copyfile(self.log, aside)
+            except OSError:
+                aside.unlink(missing_ok=True)
+            os.truncate(self.log, 0)
+
+
+def temporary(run_dir: Path) -> dict[str, str]:
+    """Return the variable that keeps temporary files in the run folder, after making their folder.
+
+    It also marks every process of this run folder.
+    """
+    folder = run_dir / "tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"TMPDIR": str(folder)}
 
 
 def spawn(argv: list[str], env: dict[str, str], out: IO[bytes]) -> subprocess.Popen:
@@ -146,22 +168,23 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def session(leader: int) -> list[psutil.Process]:
+def session(leader: int) -> list[int]:
     """Return the living processes of the session that this pid leads or led."""
     found = []
-    for process in psutil.process_iter():
+    for pid in psutil.pids():
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+            zombie = psutil.STATUS_ZOMBIE
+            if os.getsid(pid) == leader and psutil.Process(pid).status() != zombie:
+                found.append(pid)
     return found
 
 
 def kill_session(leader: int) -> int:
     """SIGKILL a session (Flink's Python workers outlive its leader); returns how many processes."""
     processes = session(leader)
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     return len(processes)
 
 
@@ -169,23 +192,59 @@ def end_leftovers(run_dir: Path) -> list[str]:
     """End what a run that was killed left running, and wait until it is gone; returns the names of those parts."""
     ended = []
     for pid_file in sorted((run_dir / "pids").glob("*")):
-        pid, started = pid_file.read_text().split() if pid_file.stat().st_size else ("0", "0")
-        if is_same_session(int(pid), float(started)) and kill_session(int(pid)):
+        pid, start = read_pid_file(pid_file)
+        if is_ours(pid, start, run_dir) and kill_session(pid):
             ended.append(pid_file.name)
             deadline = time.monotonic() + 10
-            while session(int(pid)) and time.monotonic() < deadline:  # until then they hold their ports
+            while session(pid) and time.monotonic() < deadline:  # until then they hold their ports
                 time.sleep(0.05)
         pid_file.unlink()
     return ended
 
 
-def is_same_session(leader: int, started: float) -> bool:
-    """Return whether processes of the session begun by this pid at this time (seconds since 1970) are still there."""
-    if leader == 0:
+def read_pid_file(pid_file: Path) -> tuple[int, str]:
+    """Return the pid and the start in it; pid 0 where the file was cut short."""
+    pid, _, start = pid_file.read_text(errors="replace").partition(" ")
+    return (int(pid), start) if pid.isdecimal() and start else (0, "")
+
+
+def start_of(pid: int) -> str:
+    """Return this boot and the process's start in it, which no other process with this pid has.
+
+    The kernel counts the start from the boot, so a clock that is set changes nothing.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return str(psutil.Process(pid).create_time())  # without /proc, as on macOS
+    ticks = stat.rpartition(")")[2].split()[19]
+    return f"{boot}/{ticks}"
+
+
+def is_ours(leader: int, start: str, run_dir: Path) -> bool:
+    """Return whether the session that this pid began at this start is still there."""
+    if leader <= 1 or boot_of(start) != boot_of(start_of(os.getpid())):
         return False
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return abs(psutil.Process(leader).create_time() - started) < 2
-    return True  # a session's number is not given away while its processes live: what is in it is ours
+    try:
+        return start_of(leader) == start
+    except psutil.NoSuchProcess:
+        # Its children may live on. So may those of a stranger that had the same number since.
+        return all(is_marked(pid, run_dir) for pid in session(leader))
+
+
+def boot_of(start: str) -> str:
+    return start.rpartition("/")[0]
+
+
+def is_marked(pid: int, run_dir: Path) -> bool:
+    """Return whether this process was started for this run folder, or has ended."""
+    try:
+        return psutil.Process(pid).environ().get("TMPDIR") == str(run_dir / "tmp")
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        return False
 
 
 def run_to_end(

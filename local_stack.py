@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -24,13 +25,15 @@ import redis
 from tqdm import tqdm
 
 import local_parts
+from bootstrap import remove
 from local_job import Job, prune_restore_points
-from local_process import Part, StackError, Stopping, end_leftovers
+from local_process import Part, StackError, Stopping, end_leftovers, kill_session
 from model_store import Meta, ModelStore, StoreError
 from settings import HERE, Settings, SettingsError, settings
 
 DISK_BYTES = 1_000_000_000
-MADE = ("kafka", "redis", "flink", "checkpoints", "savepoints", "log", "pids")
+MADE = ("kafka", "redis", "flink", "checkpoints", "savepoints", "log", "pids", "tmp", "signing.key")
+LOCK = "run.lock"  # its presence says that what has the names above is make run's own
 WINDOW_SECONDS = 10
 STEADY_SECONDS = 90  # a part that lives so long has come up for good
 
@@ -45,28 +48,34 @@ def run() -> None:
     """Start everything and keep it up until Ctrl-C; a second Ctrl-C hurries."""
     config = settings()
     stopping, hurry = threading.Event(), threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: hurry.set() if stopping.is_set() else stopping.set())
-    with alone(config.run_dir):
+    signal.signal(signal.SIGINT, lambda *_: hurry.set() if stopping.is_set() else stopping.set())
+    # A closed terminal and timeout may send these twice; only a person is in a hurry.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda *_: stopping.set())
+    os.environ.update(local_parts.loopback_without_proxy())
+    with alone(config.run_dir), environment_in_use():
         LocalStack(config, stopping, hurry).run()
 
 
 @main.command()
 def clean() -> None:
-    """Forget everything: the model, the topics, the signing key, what was fetched."""
-    config = settings()
-    with alone(config.run_dir):
-        end_leftovers(config.run_dir)
-        for name in MADE:
-            shutil.rmtree(config.run_dir / name, ignore_errors=True)
-        config.model_signing_key_file.unlink(missing_ok=True)
+    """Forget what make run made in RUN_DIR: model, topics, a signing key that lies there."""
+    run_dir = settings().run_dir
+    with alone(run_dir):
+        end_leftovers(run_dir)
+        for name in (*MADE, "forecast", LOCK):
+            remove(run_dir / name)
 
 
 @contextmanager
 def alone(run_dir: Path) -> Iterator[None]:
     """Hold the run folder for this process; raises ``StackError`` where another one does."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / "run.lock").open("a+") as lock:
+    foreign = [name for name in MADE if (run_dir / name).exists()]
+    if foreign and not (run_dir / LOCK).exists() and run_dir.resolve() != HERE / ".local":
+        raise StackError(f"{run_dir} holds a {foreign[0]} that make run did not make: choose an empty RUN_DIR.")
+    with (run_dir / LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -78,6 +87,19 @@ def alone(run_dir: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        yield
+
+
+@contextmanager
+def environment_in_use() -> Iterator[None]:
+    """Keep make clean from deleting the environment that this process and its children run in."""
+    local = HERE / ".local"
+    local.mkdir(exist_ok=True)
+    with (local / "use.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StackError("make clean is deleting the environment: start again when it has ended.") from None
         yield
 
 
@@ -135,7 +157,7 @@ class LocalStack:
         self.next_submit = 0.0
         self.silent: set[str] = set()  # parts that live and do not answer
         self.meter = Meter(config)
-        self.line = Line()
+        self.line = Line(stopping)
 
     def run(self) -> None:
         """Start, watch until asked to stop, and stop; raises ``StackError`` when it does not come up."""
@@ -178,11 +200,18 @@ class LocalStack:
         free = shutil.disk_usage(config.run_dir).free
         if free < DISK_BYTES:
             raise StackError(f"{config.run_dir} has {free / 1e9:.2f} GB of free disk; make run needs 1 GB.")
+        if os.statvfs(config.run_dir).f_flag & getattr(os, "ST_NOEXEC", 0):
+            raise StackError(
+                f"{config.run_dir} is on a disk mounted noexec, and Java loads its libraries from there: "
+                "choose another RUN_DIR."
+            )
         for name in end_leftovers(config.run_dir):
             self.line.say(f"  Ended a {name} that a killed run had left running")
+        remove(config.run_dir / "tmp")
         for part in self.parts:
             part.check_ports()
-        if local_parts.get_java_parts(lambda jars, n: tqdm(jars, "  Java parts", n, leave=False, disable=None)):
+        if not local_parts.have_java_parts():
+            fetch_java_parts(self.stopping)
             self.line.say("  Java parts: fetched")
         local_parts.make_signing_key(config)
         local_parts.write_flink_launcher()
@@ -293,6 +322,29 @@ class LocalStack:
             self.line.say(f"  {part.name}: stopped")
 
 
+def fetch_java_parts(stopping: threading.Event) -> None:
+    """Fetch the jars in a process of its own, which Ctrl-C ends at once; raises ``StackError``."""
+    code = "import local_stack; local_stack.show_java_parts()"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=HERE, start_new_session=True)
+    try:
+        while process.poll() is None:
+            if stopping.wait(0.1):
+                raise Stopping
+    finally:
+        kill_session(process.pid)
+        process.wait()
+    if process.returncode:
+        raise StackError("The jars of Kafka and Flink's connector are not complete; why stands above.")
+
+
+def show_java_parts() -> None:
+    """Fetch the jars with a progress bar, or exit with a sentence."""
+    try:
+        local_parts.get_java_parts(lambda jars, number: tqdm(jars, "  Java parts", number, leave=False, disable=None))
+    except StackError as error:
+        sys.exit(f"make run: {error}")
+
+
 class Meter:
     """What the live line shows, read from Redis once a second."""
 
@@ -311,6 +363,8 @@ class Meter:
                 self.problem = f"the model can't be read ({error})"
             except StoreError as error:
                 self.problem = str(error)
+            except ValueError as error:  # a field that no program of ours wrote
+                self.problem = f"the model can't be read ({error})"
             else:
                 self.problem = ""
                 self.meta = stored.meta if stored else None
@@ -339,25 +393,41 @@ class Meter:
 
 
 class Line:
-    """One line that is written over on a terminal, and said again every ten seconds or at a change elsewhere."""
+    """One line that is written over on a terminal, and said again every ten seconds or at a change elsewhere.
 
-    def __init__(self) -> None:
+    Where nobody reads any more (a closed terminal, ``make run | head``), it asks to stop.
+    """
+
+    def __init__(self, stopping: threading.Event) -> None:
+        self.stopping = stopping
         self.terminal = sys.stdout.isatty()
         self.said_at = 0.0
         self.problems: list[str] = []
 
     def say(self, text: str) -> None:
         """Print lines that stay."""
-        print("\r\033[K" * self.terminal + text, flush=True)
+        self.write("\r\033[K" * self.terminal + text + "\n")
 
     def show(self, text: str, problems: list[str]) -> None:
         """Show how things are."""
         text = " | ".join([text, *problems])
         if self.terminal:
-            print("\r\033[K" + text[: shutil.get_terminal_size().columns - 1], end="", flush=True)
+            self.write("\r\033[K" + text[: shutil.get_terminal_size().columns - 1])
         elif problems != self.problems or time.monotonic() - self.said_at >= WINDOW_SECONDS:
-            print(text, flush=True)
+            self.write(text + "\n")
             self.said_at, self.problems = time.monotonic(), problems
+
+    def write(self, text: str) -> None:
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):
+                self.stopping.set()
+                # The text stays in the buffer and would fail again, at the latest at the exit.
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, sys.stdout.fileno())
+                os.close(nowhere)
 
 
 if __name__ == "__main__":
@@ -368,6 +438,6 @@ if __name__ == "__main__":
     except Stopping:
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        sys.exit(f"make run: {error.filename or HERE} can't be written: {error.strerror}.")
+        sys.exit(f"make run: {error.filename or HERE} can't be used: {error.strerror}.")

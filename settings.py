@@ -4,6 +4,8 @@ The variable has the field's name in capitals: ``redis_port`` is ``REDIS_PORT``.
 environment read the same settings; nothing else is configured anywhere.
 """
 
+import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -78,6 +80,24 @@ class Settings(BaseSettings):
     kafka_controller_port: int = Field(9093, ge=1, le=65535, description="port that make run gives Kafka's controller")
     flink_rpc_port: int = Field(6123, ge=1, le=65535, description="port that make run gives Flink inside")
     producer_rate: float = Field(10.0, gt=0, description="samples a second that make run produces")
+
+    @field_validator("run_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        try:
+            return Path(os.path.abspath(value.expanduser()))
+        except RuntimeError as error:  # ~someone who isn't there
+            raise ValueError(str(error)) from error
+
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _servers(cls, value: str) -> str:
+        servers = [server.strip() for server in value.split(",")]
+        for server in servers:
+            found = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):([0-9]{1,5})", server)
+            if not found or not 1 <= int(found.group(1)) <= 65535:
+                raise ValueError(f"{server!r} is not host:port with a port from 1 to 65535")
+        return ",".join(servers)
 
     @field_validator("page_hosts", mode="before")
     @classmethod
@@ -164,5 +184,8 @@ def settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise SettingsError(
-            "; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
+            "; ".join(
+                f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg'].removeprefix('Value error, ')}"
+                for e in error.errors()
+            )
         ) from None

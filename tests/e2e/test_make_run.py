@@ -12,12 +12,13 @@ import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
 from local_job import restore_points
-from local_parts import VENV_BIN, environment
+from local_parts import VENV_BIN, environment, write_flink_launcher
 from local_process import port_is_free
 from model_store import ModelStore
 from settings import HERE
@@ -38,14 +39,17 @@ class MakeRun:
     def start(self) -> None:
         self.process = self.popen()
 
-    def popen(self) -> subprocess.Popen:
+    def environment(self) -> dict[str, str]:
         env = environment(self.settings) | {"PRODUCER_RATE": "50"}
         env["PATH"] = os.environ["PATH"].replace(f"{VENV_BIN}{os.pathsep}", "")
         for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):
             env.pop(name, None)  # the make that runs these tests is not the person's
+        return env
+
+    def popen(self) -> subprocess.Popen:
         out = self.out.open("wb")
         return subprocess.Popen(
-            ["make", "run", f"PYTHON={VENV_BIN / 'python'}"], cwd=HERE, env=env, stdin=subprocess.DEVNULL,
+            ["make", "run", f"PYTHON={VENV_BIN / 'python'}"], cwd=HERE, env=self.environment(), stdin=subprocess.DEVNULL,
             stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
 
@@ -230,3 +234,95 @@ def test_a_part_that_cannot_start_is_one_sentence_with_its_log(made):
     assert re.match(r"make run: Redis ended before it was up; its log says why: .*redis\.log", last)
     assert "Traceback" not in made.said()
     made.left_nothing()
+
+
+# --- an awkward machine: blanks, accents and URL characters in every path, an ASCII locale, a proxy, no HOME -------
+
+
+class AwkwardRun(MakeRun):
+    """``make run | head`` in a copy of the project, in a terminal that may be closed."""
+
+    def __init__(self, folder: Path) -> None:
+        run_dir = folder / "rün #1 %20 $x 'q' * ?" / "dir"
+        run_dir.mkdir(parents=True)
+        super().__init__(Stack(run_dir))
+        self.out = folder / "out"
+        self.temporary = folder / "temporary files"
+        self.temporary.mkdir()
+        self.project = folder / "my pröject #2 %41 (x) & 'y'"
+        # .local holds no more than links to the environment and the jars, which are this checkout's.
+        ignored = shutil.ignore_patterns(".git", ".local", "tests", "docs", "*cache*")
+        shutil.copytree(HERE, self.project, ignore=ignored)
+        (self.project / ".local").mkdir()
+        for name in ("venv", "java"):
+            (self.project / ".local" / name).symlink_to(HERE / ".local" / name)
+
+    def environment(self) -> dict[str, str]:
+        env = super().environment()
+        for name in ("HOME", "LANG", "PYTHONUTF8", "no_proxy", "NO_PROXY"):
+            env.pop(name, None)
+        nowhere = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), "http://127.0.0.1:9")
+        return env | nowhere | {"LC_ALL": "C", "TMPDIR": str(self.temporary)}
+
+    def popen(self) -> subprocess.Popen:
+        """Start it with a reader of its output that can be ended."""
+        make = subprocess.Popen(
+            ["make", "run", f"PYTHON={VENV_BIN / 'python'}"], cwd=self.project, env=self.environment(),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        with self.out.open("wb") as out:
+            self.reader = subprocess.Popen(["cat"], stdin=make.stdout, stdout=out)
+        assert make.stdout
+        make.stdout.close()
+        return make
+
+    def stop_reading(self) -> None:
+        self.reader.kill()
+        self.reader.wait()
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwkwardRun]:
+    run = AwkwardRun(tmp_path_factory.mktemp("awkward"))
+    try:
+        run.start()
+        # Every name below the system's temporary folder would be another user's obstacle.
+        submits = "the job's files are unpacked under RUN_DIR"
+        until(lambda: list(run.settings.run_dir.glob("tmp/flink.*/pyflink/*")), UP, submits)
+        run.learns()
+        yield run
+    finally:
+        run.stop_reading()
+        for process in run.mine():
+            process.kill()
+        write_flink_launcher()  # this checkout's again
+
+
+def test_make_run_learns_on_an_awkward_machine(awkward):
+    assert list(awkward.temporary.iterdir()) == []
+    assert not list((awkward.settings.run_dir / "tmp").glob("flink.*"))
+    assert {path.name for path in awkward.settings.run_dir.parent.iterdir()} == {"dir"}
+
+
+def test_a_closed_terminal_stops_all_with_a_savepoint(awkward):
+    """The output ends and SIGHUP comes twice, as from a terminal and a shell."""
+    assert awkward.process
+    awkward.stop_reading()
+    for _ in range(2):
+        os.killpg(awkward.process.pid, signal.SIGHUP)
+    until(lambda: not awkward.mine(), 120, "all has stopped")
+    awkward.left_nothing()
+    assert list(awkward.settings.run_dir.glob("savepoints/*/_metadata"))
+
+
+def test_make_run_piped_into_head_stops_all_with_a_savepoint(awkward):
+    [first] = awkward.settings.run_dir.glob("savepoints/*")
+    awkward.start()
+    awkward.learns()
+    assert f"going on from {first.name}" in awkward.said()
+    awkward.stop_reading()  # as head and tee end
+    until(lambda: not awkward.mine(), 120, "all has stopped")
+    awkward.left_nothing()
+    assert restore_points(awkward.settings.run_dir)[0].parent.name == "savepoints"
+    assert restore_points(awkward.settings.run_dir)[0].name != first.name
+    assert {path.name for path in awkward.settings.run_dir.parent.iterdir()} == {"dir"}

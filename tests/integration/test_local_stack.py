@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -71,6 +72,22 @@ def test_the_flink_command_needs_no_java_and_no_environment_on_path(flink):
     out = subprocess.run(argv, env=env, cwd="/", capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
     assert "No running jobs" in out.stdout or "Running/Restarting Jobs" in out.stdout
+    assert not list((flink.settings.run_dir / "tmp").glob("flink.*"))
+
+
+def test_a_flink_command_that_is_ended_leaves_nothing_behind(flink, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # the client waits for its answer
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        environment = os.environ | {"RUN_DIR": str(flink.settings.run_dir)}
+        argv = [str(write_flink_launcher()), "list", "-m", address]
+        client = subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL)
+        mute.settimeout(60)
+        with mute.accept()[0]:
+            [java] = psutil.Process(client.pid).children()
+            client.terminate()
+            assert client.wait(20) == 143
+    assert not java.is_running()
+    assert not list((flink.settings.run_dir / "tmp").glob("flink.*"))
 
 
 def test_a_jar_that_is_not_the_locked_one_is_refused(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What make run does with processes, ports, logs and restore points, without Kafka, Redis or Flink."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -16,10 +17,11 @@ import pytest
 
 import local_parts
 from local_job import KEPT, Job, prune_restore_points, reason, restore_points, set_restore_points_aside
-from local_process import LOG_BYTES, Part, StackError, end_leftovers, port_is_free
-from local_stack import LocalStack, Meter, Unit, alone
+from local_process import LOG_BYTES, Part, StackError, end_leftovers, port_is_free, start_of
+from local_stack import MADE, LocalStack, Meter, Unit, alone
 from model_store import Meta
-from settings import HERE, Settings
+from settings import HERE, Settings, SettingsError
+from settings import settings as this_process_settings
 from tests.stack import free_port, until
 
 FAMILY = ["bash", "-c", "sleep 600 & echo $! > {child}; wait"]  # a process and a child that would outlive it
@@ -143,6 +145,16 @@ def test_a_second_run_beside_the_first_is_refused(tmp_path):
 def test_too_little_disk_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1e6))
     with pytest.raises(StackError, match="free disk; make run needs 1 GB"):
+        LocalStack(Settings(run_dir=tmp_path), *stop_events()).prepare()
+
+
+def test_a_disk_that_runs_no_programs_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        os,
+        "statvfs",
+        lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC, f_bavail=1e9, f_blocks=1e9, f_bfree=1e9, f_frsize=1),
+    )
+    with pytest.raises(StackError, match="is on a disk mounted noexec"):
         LocalStack(Settings(run_dir=tmp_path), *stop_events()).prepare()
 
 
@@ -305,3 +317,317 @@ def test_after_an_accept_no_older_restore_point_is_left(tmp_path):
     newer.mkdir(parents=True)
     (newer / "_metadata").touch()
     assert restore_points(tmp_path) == [newer]
+
+
+# --- pid files -------------------------------------------------------------------------------------------------
+
+
+def write_pid_file(run_dir: Path, text: str) -> Path:
+    pid_file = run_dir / "pids" / "kafka"
+    pid_file.parent.mkdir(exist_ok=True)
+    pid_file.write_text(text)
+    return pid_file
+
+
+def test_a_stranger_with_a_parts_pid_after_a_reboot_is_left_alone(tmp_path):
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
+        ticks = start_of(stranger.pid).rpartition("/")[2]
+        write_pid_file(tmp_path, f"{stranger.pid} 00000000-an-earlier-boot/{ticks}")
+        assert end_leftovers(tmp_path) == []
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_a_strangers_session_without_its_leader_is_left_alone(tmp_path):
+    stranger, child = family(tmp_path)
+    stranger.send(signal.SIGKILL)
+    stranger.wait()
+    other_run = tmp_path / "other"
+    other_run.mkdir()
+    boot = start_of(os.getpid()).rpartition("/")[0]
+    write_pid_file(other_run, f"{stranger.process.pid} {boot}/1")
+    assert end_leftovers(other_run) == []
+    assert not gone(child)
+    stranger.kill()
+
+
+@pytest.mark.parametrize("text", ["", "12", "12 ", "kafka 1 2", "0 x", "\udcff\udcfe"])
+def test_half_a_pid_file_is_deleted_and_ends_nothing(tmp_path, text):
+    pid_file = write_pid_file(tmp_path, "")
+    pid_file.write_bytes(text.encode(errors="surrogateescape"))
+    assert end_leftovers(tmp_path) == []
+    assert not pid_file.exists()
+
+
+def test_a_clock_that_is_set_loses_no_process(tmp_path, monkeypatch):
+    _, child = family(tmp_path)
+    shown = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: shown(self) + 3600)
+    assert end_leftovers(tmp_path) == ["sleeper"]
+    until(lambda: gone(child), 10)
+
+
+# --- a full disk, a closed terminal, an answer cut short -------------------------------------------------------
+
+
+def test_a_log_that_cannot_be_copied_is_emptied(tmp_path):
+    full = part(tmp_path, "true")
+    full.log.parent.mkdir()
+    full.log.write_bytes(bytes(LOG_BYTES + 1))
+    full.log.with_suffix(".log.1").symlink_to("/dev/full")
+    full.bound_log()
+    assert full.log.stat().st_size == 0
+    assert not full.log.with_suffix(".log.1").exists()
+
+
+SAY = (
+    "import sys, threading; from local_stack import Line; stopping = threading.Event(); line = Line(stopping);"
+    "sys.stdin.read(); line.say('one'); line.say('two'); line.show('three', []);"
+    "sys.stderr.write(str(stopping.is_set()))"
+)
+
+
+@pytest.mark.parametrize("open_pair", [os.pipe, os.openpty], ids=["pipe", "terminal"])
+def test_where_nobody_reads_any_more_make_run_asks_to_stop(open_pair):
+    reading, writing = open_pair()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAY],
+        cwd=HERE,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writing)
+    os.close(reading)
+    _, said = process.communicate("")
+    assert said == "True"
+    assert process.returncode == 0
+
+
+def test_output_to_a_full_disk_stops_nothing():
+    with open("/dev/full", "w") as full:
+        out = subprocess.run(
+            [sys.executable, "-c", SAY], cwd=HERE, text=True, input="", stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert out.stderr.startswith("False")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+        b"HTTP/1.1 200 OK\r\n\r\n{",
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000,
+        b"",
+    ],
+)
+def test_an_answer_that_a_dying_jobmanager_cuts_short_is_an_oserror(answer):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            connection.recv(10_000)
+            connection.sendall(answer)
+            connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(OSError):  # noqa: PT011 - any of them
+            local_parts.rest(Settings(flink_port=server.getsockname()[1]), "/jobs")
+
+
+# --- settings and the environment of children ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "servers",
+    ["127.0.0.1:99999", "127.0.0.1:0", "127.0.0.1", "127.0.0.1:", ":9092", "a:1,", "a b:1", "http://a:1", "a:1:2"],
+)
+def test_a_broken_kafka_address_is_one_sentence(servers, monkeypatch):
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", servers)
+    this_process_settings.cache_clear()
+    with pytest.raises(SettingsError, match=r"^KAFKA_BOOTSTRAP_SERVERS: '.*' is not host:port"):
+        this_process_settings()
+
+
+def test_several_kafka_addresses_may_have_blanks_between_them():
+    given = Settings(kafka_bootstrap_servers="a.example:1, [::1]:65535")
+    assert given.kafka_bootstrap_servers == "a.example:1,[::1]:65535"
+
+
+PROGRAMS = [
+    ["local_stack.py", "run"],
+    ["data_producer.py"],
+    ["server.py"],
+    ["redis_clear.py", "--yes"],
+    ["model_admin.py", "show"],
+    ["online_learning.py"],
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program[0])
+def test_every_program_says_a_broken_kafka_address_in_a_sentence(tmp_path, program):
+    env = os.environ | {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:99999", "RUN_DIR": str(tmp_path)}
+    out = subprocess.run(
+        [sys.executable, "-W", "ignore", *program], cwd=HERE, env=env, capture_output=True, text=True, check=False
+    )
+    assert out.returncode != 0
+    assert "KAFKA_BOOTSTRAP_SERVERS: '127.0.0.1:99999' is not host:port" in out.stderr
+    assert len(out.stderr.splitlines()) == 1
+
+
+def test_run_dir_may_be_relative_or_begin_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Settings(run_dir="here").run_dir == tmp_path / "here"
+    assert Settings(run_dir="~/there").run_dir == tmp_path / "there"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", "127.0.0.1,localhost,::1"),
+        ("example.org,localhost", "example.org,localhost,127.0.0.1,::1"),
+        ("*", "*"),
+    ],
+)
+def test_children_ask_this_machine_without_a_proxy(given, expected, monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", given)
+    env = local_parts.environment(Settings())
+    assert (env["no_proxy"], env["NO_PROXY"]) == (expected, expected)
+
+
+def test_a_path_is_written_into_kafkas_properties_in_ascii():
+    assert local_parts.escaped(Path("/run é😀\\ü")) == "/run \\u00e9\\ud83d\\ude00\\\\\\u00fc"
+
+
+# --- folders ---------------------------------------------------------------------------------------------------
+
+
+def start_make_run(run_dir: str, *argv: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(HERE / "bootstrap.py"), *(argv or ("local_stack.py", "run"))],
+        cwd="/",
+        env=os.environ | {"RUN_DIR": run_dir},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["a:b", "a,b", "a\\b", "a\nb", "a\udcff", "x/" * 1600, "x" * 256, "file", "file/x"])
+def test_a_run_dir_that_cannot_be_used_is_one_sentence(tmp_path, name):
+    (tmp_path / "file").touch()
+    out = start_make_run(f"{tmp_path}/{name}")
+    assert out.returncode == 1
+    assert len(out.stderr.splitlines()) == 1
+    assert out.stderr.startswith(("RUN_DIR '", "make run: "))
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_folder_with_a_persons_files_does_not_become_run_dir(tmp_path):
+    (tmp_path / "log").mkdir()
+    with pytest.raises(StackError, match="holds a log that make run did not make"), alone(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "log"]
+
+
+def used_run_dir(run_dir: Path) -> None:
+    """Make a folder as a run leaves it, with a person's file in it."""
+    with alone(run_dir):
+        for name in MADE:
+            (run_dir / name).mkdir(parents=True) if "." not in name else (run_dir / name).touch()
+    (run_dir / "mine.txt").touch()
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_make_clean_deletes_what_make_run_made_in_run_dir_only(tmp_path, monkeypatch):
+    run_dir, key = tmp_path / "run", tmp_path / "signing.key"
+    used_run_dir(run_dir)
+    key.write_text("k" * 32)
+    (tmp_path / "elsewhere").mkdir()
+    (run_dir / "kafka").rmdir()
+    (run_dir / "kafka").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setenv("MODEL_SIGNING_KEY_FILE", str(key))
+    before = names_in(HERE / ".local")
+    assert start_make_run(str(run_dir), "--clean").returncode == 0
+    assert names_in(run_dir) == {"mine.txt"}
+    assert names_in(tmp_path) == {"run", "signing.key", "elsewhere"}
+    assert before <= names_in(HERE / ".local")
+
+
+def test_make_clean_leaves_a_run_dir_alone_that_make_run_never_used(tmp_path):
+    (tmp_path / "log").mkdir()
+    assert start_make_run(str(tmp_path), "--clean").returncode == 0
+    assert names_in(tmp_path) == {"log"}
+
+
+def test_make_clean_refuses_while_make_run_is_running(tmp_path):
+    used_run_dir(tmp_path)
+    with alone(tmp_path):
+        out = start_make_run(str(tmp_path), "--clean")
+    assert out.returncode == 1
+    assert "running already" in out.stderr
+    assert names_in(tmp_path) >= set(MADE)
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A copy of this project in a folder with a blank, with this project's environment."""
+    copy = tmp_path / "my pröject"
+    (copy / ".local").mkdir(parents=True)
+    for file in [*HERE.glob("*.py"), HERE / "requirements.txt"]:
+        shutil.copy(file, copy)
+    shutil.copytree(HERE / "java", copy / "java")
+    (copy / ".local" / "venv").symlink_to(HERE / ".local" / "venv")
+    return copy
+
+
+def clean(project: Path) -> subprocess.CompletedProcess:
+    env = {name: value for name, value in os.environ.items() if name != "RUN_DIR"}
+    return subprocess.run(
+        [sys.executable, str(project / "bootstrap.py"), "--clean"], env=env, capture_output=True, text=True, check=False
+    )
+
+
+def test_make_clean_without_run_dir_deletes_the_environment_too(project):
+    local = project / ".local"
+    (local / "run.lock").touch()
+    (local / "mine.txt").touch()
+    for name in ("kafka", "java", "log"):
+        (local / name).mkdir()
+    assert clean(project).returncode == 0
+    assert names_in(local) == {"mine.txt"}
+    assert (HERE / ".local" / "venv" / "bin" / "python").exists()
+
+
+def test_make_clean_keeps_the_environment_that_another_stack_uses(project):
+    with (project / ".local" / "use.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        out = clean(project)
+    assert out.returncode == 1
+    assert out.stderr.startswith("make clean: a make run uses what is in")
+    assert (project / ".local" / "venv").exists()
+
+
+def test_ctrl_c_ends_the_download_of_the_jars(project, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        proxy = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        ports = {name: str(free_port()) for name in ("REDIS_PORT", "FLINK_PORT", "FLINK_RPC_PORT", "PAGE_PORT")}
+        ports |= {"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}", "KAFKA_CONTROLLER_PORT": str(free_port())}
+        process = subprocess.Popen(
+            [sys.executable, "local_stack.py", "run"],
+            cwd=project,
+            env=os.environ | ports | {"RUN_DIR": str(tmp_path / "run"), "HTTPS_PROXY": proxy, "https_proxy": proxy},
+            start_new_session=True,
+        )
+        mute.settimeout(60)
+        with mute.accept()[0]:  # the download has begun, and no answer comes
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(10) == 0
