@@ -17,6 +17,7 @@ from lease import LEASE_MS, new_submission
 from local_parts import create_topics
 from messages import DIGITS
 from model_store import AwayError, ModelStore
+from source_log import SourceLog
 from tests.stack import Stack, until
 from trainer import StopJob, Trainer
 
@@ -123,6 +124,22 @@ def test_a_restarted_task_goes_on_from_the_stored_model_and_learns_nothing_twice
     assert weights(stored.model) == weights(whole.model_bytes())
     assert (stored.meta.samples, stored.meta.version) == (600, 12)
     assert stored.meta.scores.predicted == 550
+
+
+def test_a_model_names_its_kafka_cluster_and_older_ones_get_it(loop, tasks):
+    send(loop, 0, 100)
+    task = tasks()
+    feed(task, 0, 50)
+    cluster = SourceLog(loop.settings).cluster_id()
+    assert cluster
+    assert task.store.read().meta.cluster_id == cluster
+    task.close()
+    older = task.store.read(with_state=True)
+    older.meta.cluster_id = ""
+    task.store.commit(older, older.meta, older.model, older.state)
+    second = tasks()
+    feed(second, 50, 100)
+    assert second.store.read().meta.cluster_id == cluster
 
 
 def test_a_batch_that_is_half_old_learns_the_new_half(loop, tasks):
