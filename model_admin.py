@@ -48,7 +48,8 @@ def accept(yes: bool) -> None:
     with closing(log), _lease(store) as lease:
         before = _stored(store)
         meta = deepcopy(before.meta)
-        meta.topic_id, bounds = log.topic_id(), _bounds(log, before.meta)
+        meta.topic_id, meta.cluster_id = log.topic_id(), log.cluster_id()
+        bounds = _bounds(log, before.meta)
         meta.progress = _accepted(log, before.meta, bounds, meta.topic_id == before.meta.topic_id)
         if not yes:
             click.confirm("Go on with this model from there?", abort=True)
@@ -80,6 +81,7 @@ def sign(file: Path) -> None:
             )
         old = before.meta if before else Meta()
         meta = Meta(model_id=new_model_id(old.model_id), version=1, learner=config.learner, topic_id=log.topic_id())
+        meta.cluster_id = log.cluster_id()
         bounds = _bounds(log, Meta())
         read = log.committed() | (old.starts if old.topic_id == meta.topic_id else {})
         for partition, (first, end) in bounds.items():

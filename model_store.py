@@ -6,6 +6,7 @@ training needs). Nothing is unpickled that is not signed with this installation'
 
 import hashlib
 import hmac
+import logging
 import pickle
 import re
 import secrets
@@ -34,6 +35,8 @@ T = TypeVar("T")
 ID_TIME = "%Y%m%dT%H%M%S.%fZ"
 # The name of a submission; those of earlier versions have no fraction of a second.
 SUBMISSION = re.compile(r"(\d{8})T(\d{6})(?:\.(\d{6})Z)?-[0-9a-f]{8}")
+
+log = logging.getLogger(__name__)
 
 # The first write is one that Redis refuses when it is out of memory or read-only: all of this happens, or nothing.
 _COMMIT = """
@@ -90,6 +93,10 @@ class ModelFormatError(StoreError):
     """A signed model can't be unpickled here, as it was written by other versions."""
 
 
+class OriginError(StoreError):
+    """The model is signed with this installation's key, but was learned from another Kafka cluster."""
+
+
 class ConflictError(StoreError):
     """Somebody else committed, cleared or put back the model since this task last read it."""
 
@@ -123,7 +130,7 @@ class Meta:
     ``parent``: "model_id:version" or "". ``samples``, ``rejected``: counts since the recorded start. ``progress``,
     ``starts``: {partition: next offset to learn, first offset of this model}. ``checksums``: {partition: [offset, CRC-32]}
     of the last payload learned. ``saved_at``: seconds since 1970. ``libraries``: versions that pickled the model.
-    ``submission``: the newest one that has learned it.
+    ``submission``: the newest one that has learned it. ``cluster_id``: of the Kafka that it was learned from.
     """
 
     model_id: str = ""
@@ -143,6 +150,7 @@ class Meta:
     libraries: dict[str, str] = field(default_factory=dict)
     state_sha256: str = ""
     submission: str = ""
+    cluster_id: str = ""
     cleared_at: float = 0.0
 
     @property
@@ -203,8 +211,7 @@ def unpickle(model: bytes, meta: Meta) -> object:
         with warnings.catch_warnings():
             warnings.simplefilter("error", InconsistentVersionWarning)
             return pickle.loads(model)  # noqa: S301  its signature was checked
-    except (InconsistentVersionWarning, ImportError, AttributeError, ValueError, TypeError, EOFError,
-            pickle.UnpicklingError) as error:  # fmt: skip
+    except Exception as error:  # a pickle runs any code, so it may raise anything
         written = ", ".join(f"{name} {v}" for name, v in meta.libraries.items()) or "unknown versions"
         here = ", ".join(f"{name} {installed(name)}" for name in LIBRARIES)
         raise ModelFormatError(
@@ -426,12 +433,17 @@ class ModelWatcher:
     """Keeps the newest signed model in memory: subscribes, reads, then reads on each message and once a second anyway.
 
     ``current`` only moves forward by (model_id, version); ``error`` is None or a sentence on why the store can't be read.
+    Models of one Kafka cluster are taken only: of the one that ``pin`` named first, and before that of the first model's.
+    A model without a cluster, from before there was this field, is taken until one with a cluster was.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.current: Stored | None = None
         self.error: str | None = "The model store was not read yet."
+        self.cluster_id = ""
+        self._named_by_kafka = False
+        self._lock = threading.Lock()
         self._callbacks: list[Callable[[Stored], None]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="model-watcher", daemon=True)
@@ -449,36 +461,69 @@ class ModelWatcher:
         self._stop.set()
         self._thread.join(timeout=5)
 
+    def pin(self, cluster_id: str) -> None:
+        """Take models of this cluster only, from now on; the first call counts, as it has Kafka's own word."""
+        with self._lock:
+            if self._named_by_kafka:
+                return
+            self._named_by_kafka, self.cluster_id = True, cluster_id
+            if self.current and self.current.meta.cluster_id not in ("", cluster_id):
+                self.current = None
+
     def _watch(self) -> None:
+        where = f"{self.settings.redis_host}:{self.settings.redis_port}"
         while not self._stop.is_set():
             try:
-                store = ModelStore(self.settings)
-                with store.redis.pubsub(ignore_subscribe_messages=True) as messages:
-                    messages.subscribe(store.channel)
-                    while not self._stop.is_set():
-                        self._take(store)
-                        if messages.get_message(timeout=1):
-                            while messages.get_message(timeout=0):
-                                pass  # one read answers for all that came meanwhile
+                self._follow(ModelStore(self.settings))
             except redis.RedisError as error:
-                where = f"{self.settings.redis_host}:{self.settings.redis_port}"
                 self.error = f"Redis at {where} can't be read ({error})."
-                self._stop.wait(0.5)
             except SettingsError as error:
                 self.error = str(error)
-                self._stop.wait(1)
+            except Exception as error:
+                sentence = f"The model in Redis at {where} can't be read ({type(error).__name__}: {error})."
+                if self.error != sentence:
+                    log.exception("the model could not be read; reading goes on")
+                self.error = sentence
+            self._stop.wait(0.5)
+
+    def _follow(self, store: ModelStore) -> None:
+        """Take each newer model until the end."""
+        with store.redis.pubsub(ignore_subscribe_messages=True) as messages:
+            messages.subscribe(store.channel)
+            while not self._stop.is_set():
+                self._take(store)
+                if messages.get_message(timeout=1):
+                    while messages.get_message(timeout=0):
+                        pass  # one read answers for all that came meanwhile
 
     def _take(self, store: ModelStore) -> None:
         try:
             stored = store.read()
-            if stored is None or stored.cleared:
-                self.error = None
-                return
-            if self.current is None or stored.meta.order > self.current.meta.order:
-                stored.estimator()
-                self.current = stored
-                for callback in self._callbacks:
-                    callback(stored)
+            if stored is not None and not stored.cleared:
+                self._consider(stored)
             self.error = None
         except StoreError as error:
             self.error = str(error)
+
+    def _consider(self, stored: Stored) -> None:
+        """Make a newer model of this installation the current one; raises ``StoreError``."""
+        with self._lock:
+            self._check_origin(stored.meta.cluster_id)
+            if self.current is not None and stored.meta.order <= self.current.meta.order:
+                return
+            stored.estimator()
+            self.current = stored
+            self.cluster_id = self.cluster_id or stored.meta.cluster_id
+        for callback in self._callbacks:
+            callback(stored)
+
+    def _check_origin(self, found: str) -> None:
+        if found == self.cluster_id or (found and not self.cluster_id):
+            return
+        known = self.current is not None and bool(self.current.meta.cluster_id)
+        if not found and not known:
+            return
+        raise OriginError(
+            f"The model in Redis was learned from {f'Kafka cluster {found}' if found else 'an unnamed Kafka cluster'}, "
+            f"this page belongs to {self.cluster_id}; it is not used. If Kafka was replaced, start the page again."
+        )

@@ -1,4 +1,7 @@
-"""Who may ask the page what: this machine's names only, this page only, and teaching only with a token in public."""
+"""Who may ask the page what: by this machine's names only, from this page only, and how often it may be taught.
+
+Where others can reach the page, teaching needs a token.
+"""
 
 import hmac
 from urllib.parse import urlsplit
@@ -6,7 +9,7 @@ from urllib.parse import urlsplit
 from flask import Flask, Request, Response, request
 from flask_limiter import Limiter
 from limits import parse
-from werkzeug.exceptions import Forbidden, RequestEntityTooLarge
+from werkzeug.exceptions import Forbidden
 
 from settings import Settings
 
@@ -38,9 +41,6 @@ def guard(app: Flask, settings: Settings) -> Limiter:
         if request.method not in ("GET", "HEAD"):
             _check_origin(request, f"{public.scheme}://{public.netloc}".lower() if public.hostname else "")
 
-        if request.content_length is None and len(request.get_data()) >= app.config["MAX_CONTENT_LENGTH"]:
-            raise RequestEntityTooLarge  # a body without a length was cut off at the limit, without a word
-
     @app.after_request
     def _harden(response: Response) -> Response:
         response.headers.update(HEADERS)
@@ -61,11 +61,11 @@ def check_may_teach(settings: Settings) -> None:
     """Raise ``Forbidden`` unless this request may teach."""
     if not settings.feedback:
         raise Forbidden("Teaching is switched off here (setting FEEDBACK).")
-    if not settings.page_public_url:
+    if not settings.page_is_open:
         return
     token = settings.feedback_token.get_secret_value()
     if not token:
-        raise Forbidden("This page has a public address and no FEEDBACK_TOKEN, so it can't be taught.")
+        raise Forbidden("Others can reach this page and it has no FEEDBACK_TOKEN, so it can't be taught.")
     if not hmac.compare_digest(token.encode(), request.headers.get(TOKEN_HEADER, "").encode()):
         raise Forbidden("Teaching needs a token here: open the page with #token=... at the end of its address.")
 

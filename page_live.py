@@ -3,6 +3,7 @@
 A client gets what is newest when it can take it; what came in between is left out, so no queue grows for a slow one.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -14,7 +15,7 @@ import orjson
 import redis
 
 from model_store import ModelWatcher, Stored
-from page_kafka import NewestSamples
+from page_kafka import SAID_FOR, NewestSamples
 from settings import Settings
 
 MAX_CLIENTS = 12
@@ -24,6 +25,8 @@ MIN_PAUSE = 0.05  # seconds between two events of one kind to one client
 HEARTBEAT = 10.0  # seconds
 EXAMPLES = 6  # samples that the weight pictures are measured at, each time others
 MEMORY = 0.9  # of the earlier measurements in them
+
+log = logging.getLogger("page")
 
 
 class TooManyClientsError(RuntimeError):
@@ -43,6 +46,8 @@ class History:
         self.points: list[list] = []
         self._redis = redis.Redis(**settings.redis_client(), socket_timeout=2, socket_connect_timeout=2)
         self.loaded = False
+        self.error: str | None = None
+        self._said_until = 0.0
         self._unsaved = 0
 
     def add(self, point: list) -> None:
@@ -58,21 +63,50 @@ class History:
         """Load what an earlier page left, once, then save what is new; does nothing while Redis is away."""
         try:
             if not self.loaded:
-                found = cast(list[bytes], self._redis.lrange(self.key, -MAX_POINTS, -1))
-                earlier = [orjson.loads(point) for point in found]
-                self.points = earlier + self.points
-                self.loaded = True
-            if not self._unsaved:
-                return
-            with self._redis.pipeline(transaction=True) as writes:
-                if self._unsaved >= len(self.points):
-                    writes.delete(self.key)
-                writes.rpush(self.key, *[orjson.dumps(point) for point in self.points[-self._unsaved :]])
-                writes.ltrim(self.key, -MAX_POINTS, -1)
-                writes.execute()
-            self._unsaved = 0
-        except redis.RedisError:
+                self._load()
+            if self._unsaved:
+                self._save()
+        except (redis.ConnectionError, redis.TimeoutError):
             return  # the watcher already says so; the next second tries again
+        except redis.RedisError as error:
+            self.error = f"Redis key {self.key} can't be used for the history ({error})."
+            return
+        if time.monotonic() > self._said_until:
+            self.error = None
+
+    def _load(self) -> None:
+        found = cast(list[bytes], self._redis.lrange(self.key, -MAX_POINTS, -1))
+        earlier = [good for good in map(read_point, found) if good]
+        self.points = earlier + self.points
+        self.loaded = True
+        if len(earlier) < len(found):
+            self._unsaved = len(self.points)  # writes the list again, without what is broken
+            self._said_until = time.monotonic() + SAID_FOR
+            broken = len(found) - len(earlier)
+            self.error = f"{broken} broken points of the history in Redis key {self.key} were left out."
+
+    def _save(self) -> None:
+        with self._redis.pipeline(transaction=True) as writes:
+            if self._unsaved >= len(self.points):
+                writes.delete(self.key)
+            writes.rpush(self.key, *[orjson.dumps(point) for point in self.points[-self._unsaved :]])
+            writes.ltrim(self.key, -MAX_POINTS, -1)
+            writes.execute()
+        self._unsaved = 0
+
+
+def read_point(text: bytes) -> list | None:
+    """Return one point of history as it was saved, or None for what is none."""
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(found, list) or len(found) != 7:
+        return None
+    shares = [found[i] for i in (3, 4, 6)]
+    numbers = [found[i] for i in (0, 1, 2, 5)]
+    good = all(type(v) in (int, float) for v in numbers) and all(v is None or type(v) in (int, float) for v in shares)
+    return found if good else None
 
 
 class Live:
@@ -83,21 +117,26 @@ class Live:
         self.history = History(settings)
         self.points = 0  # ever added, so that a client knows which it lacks
         self._recent: deque[tuple[float, str, int]] = deque()
+        self._last: tuple = ()  # order of the model that the newest point is of
         self._changed, self._changes = threading.Condition(), 0
         self._weights: tuple[str, np.ndarray] | None = None  # of which model
         self._clients = 0
+        self.error: str | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._tick, name="live", daemon=True)
-        self.ending: Callable[[], bool] = self._stop.is_set
+        self._thread = threading.Thread(target=self._run, name="live", daemon=True)
         watcher.on_change(self._wake)
 
     def start(self) -> None:
         """Start keeping history in the background."""
         self._thread.start()
 
+    def end(self) -> None:
+        """Have the thread and every client's stream end, without waiting for it."""
+        self._stop.set()
+
     def stop(self) -> None:
         """End the thread and every client's stream."""
-        self._stop.set()
+        self.end()
         self._thread.join(timeout=5)
 
     def rate(self) -> float:
@@ -115,24 +154,33 @@ class Live:
             self._changes += 1
             self._changed.notify_all()
 
-    def _tick(self) -> None:
-        last: tuple = ()
+    def _run(self) -> None:
         while not self._stop.wait(1):
-            stored = self.watcher.current
-            if stored is not None:
-                meta, now = stored.meta, time.time()
-                if self._recent and self._recent[-1][1] != meta.model_id:
-                    self._recent.clear()
-                self._recent.append((now, meta.model_id, meta.samples))
-                while self._recent[0][0] < now - RATE_SECONDS:
-                    self._recent.popleft()
-                if meta.order != last:
-                    last = meta.order
-                    self.history.add(point(stored, now, self.rate()))
-                    self.points += 1
-                    self._measure(stored)
-            self.history.sync()
+            try:
+                self._tick()
+                self.error = None
+            except Exception as error:
+                if self.error is None:
+                    log.exception("what is shown live could not be brought up to date; the next second tries again")
+                self.error = f"The live figures can't be brought up to date ({type(error).__name__}: {error})."
             self._notify()
+
+    def _tick(self) -> None:
+        self.history.sync()
+        stored = self.watcher.current
+        if stored is None:
+            return
+        meta, now = stored.meta, time.time()
+        if self._recent and self._recent[-1][1] != meta.model_id:
+            self._recent.clear()
+        self._recent.append((now, meta.model_id, meta.samples))
+        while self._recent[0][0] < now - RATE_SECONDS:
+            self._recent.popleft()
+        if meta.order != self._last:
+            self._last = meta.order
+            self.history.add(point(stored, now, self.rate()))
+            self.points += 1
+            self._measure(stored)
 
     def _measure(self, stored: Stored) -> None:
         """Bring the weight pictures up to date, while somebody watches."""
@@ -148,10 +196,15 @@ class Live:
             self._weights = stored.meta.model_id, MEMORY * self._weights[1] + (1 - MEMORY) * new
 
     def parts(self) -> dict[str, str]:
-        """Return each part that the page needs and "up", or a sentence on what is wrong with it."""
+        """Return each part that the page needs and "up", or a sentence on what is wrong with it.
+
+        What else is wrong at the moment stands beside them.
+        """
         stored = self.watcher.current
         model = f"version {stored.meta.version}" if stored else "There is no model yet."
-        return {"redis": self.watcher.error or "up", "kafka": self.samples.error or "up", "model": model}
+        found = {"redis": self.watcher.error or "up", "kafka": self.samples.error or "up", "model": model}
+        troubles = {"samples": self.samples.foreign, "history": self.history.error, "live": self.error}
+        return found | {part: trouble for part, trouble in troubles.items() if trouble}
 
     def enter(self) -> None:
         """Take a place among the clients, which must ``leave``; raises ``TooManyClientsError``."""
@@ -169,7 +222,7 @@ class Live:
         """Yield server-sent events until the page ends or the client is ``gone``, which is asked every second."""
         client = _Client()
         yield b"retry: 1000\n\n"
-        while not (self.ending() or gone()):
+        while not (self._stop.is_set() or gone()):
             changes = self._changes
             yield from client.frame(self)
             time.sleep(MIN_PAUSE)
@@ -214,7 +267,7 @@ class _Client:
         if not events and now - self.beat < HEARTBEAT:
             return
         self.beat = now
-        yield b"".join(b"event: %b\ndata: %b\n\n" % event for event in events) or b": still here\n\n"
+        yield b"".join(b"event: %b\ndata: %b\n\n" % event for event in events) or b"event: beat\ndata: {}\n\n"
 
     def _changed(self, live: Live) -> Iterator[tuple[bytes, bytes]]:
         due: dict[str, Callable[[], object]] = {"model": live.model_state}
@@ -274,7 +327,8 @@ def weight_pictures(estimator: Any, examples: np.ndarray) -> np.ndarray | None:
     score = getattr(estimator, "decision_function", None)
     if score is None and hasattr(estimator, "predict_proba"):
         score = lambda X: np.log(estimator.predict_proba(X) + 1e-4)  # noqa: E731
-    if score is None:
+    ten = np.shape(getattr(estimator, "classes_", ())) == (10,)
+    if score is None or not ten or getattr(estimator, "n_features_in_", 64) != 64:
         return None
     more = (examples[:, None] + np.eye(64)).reshape(-1, 64)
     less = (examples[:, None] - np.eye(64)).reshape(-1, 64)

@@ -14,21 +14,20 @@ from typing import Any
 import click
 import numpy as np
 from flask import Flask, Response, render_template, request
-from gunicorn.app.base import BaseApplication
 from werkzeug.exceptions import HTTPException
 
 from drawing import DrawingError, features
 from forecast.page import blueprint as forecast_pages
 from model_store import ModelWatcher, Stored
 from page_guard import check_may_teach, feedback_limit, guard
+from page_http import MAX_BODY_BYTES, SENTENCES, serve
 from page_kafka import NewestSamples, NotTaughtError, Teacher
 from page_live import Live, TooManyClientsError, model_state
 from repeatable import hold_one_thread
 from settings import Settings, SettingsError
 from settings import settings as this_process_settings
 
-MAX_BODY_BYTES = 400_000
-THREADS = 32
+View = Callable[[], tuple[dict, int]]
 NO_MODEL = "There is no model yet: the job has not learned a sample. It answers as soon as the first one is in."
 
 
@@ -57,21 +56,23 @@ def create_app(settings: Settings) -> Flask:
     """Return the page as a WSGI application; its ``extensions["parts"]`` still have to be started."""
     app = Flask(__name__)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES, MAX_FORM_MEMORY_SIZE=MAX_BODY_BYTES, MAX_FORM_PARTS=10)
-    watcher, samples = ModelWatcher(settings), NewestSamples(settings)
+    watcher = ModelWatcher(settings)
+    samples = NewestSamples(settings, watcher.pin)
     parts = Parts(settings, watcher, samples, Live(settings, watcher, samples), Teacher(settings))
     app.extensions["parts"] = parts
     limiter = guard(app, settings)
     _errors(app)
     _routes(app, parts)
     app.register_blueprint(forecast_pages(settings.run_dir / "forecast" / "published"))
-    app.add_url_rule("/feedback", view_func=limiter.limit(feedback_limit(settings))(_feedback(parts)), methods=["POST"])
+    teach = limiter.limit(feedback_limit(settings))(_teach(parts))
+    app.add_url_rule("/feedback", view_func=_feedback(settings, teach), methods=["POST"])
     return app
 
 
 def _routes(app: Flask, parts: Parts) -> None:
     @app.get("/")
     def page() -> str:
-        needs_token = bool(parts.settings.page_public_url)
+        needs_token = parts.settings.page_is_open
         return render_template("page.html", feedback=parts.settings.feedback, needs_token=needs_token)
 
     @app.post("/predict")
@@ -80,7 +81,10 @@ def _routes(app: Flask, parts: Parts) -> None:
         stored = parts.watcher.current
         if stored is None:
             return _error(NO_MODEL, 503)
-        return {"success": True, **prediction(stored, x), "x": x.tolist()}, 201
+        try:
+            return {"success": True, **prediction(stored, x), "x": x.tolist()}, 201
+        except (ValueError, TypeError) as error:  # it learns from another stream than drawings
+            return _error(f"The newest model can't read a drawing of 64 pixels: {error}", 503)
 
     @app.get("/model")
     def model() -> tuple[dict, int]:
@@ -90,8 +94,7 @@ def _routes(app: Flask, parts: Parts) -> None:
     @app.get("/events")
     def events() -> Response:
         parts.live.enter()
-        connection = request.environ.get("gunicorn.socket")
-        events = parts.live.events(lambda: connection is not None and has_hung_up(connection))
+        events = parts.live.events(request.environ.get("waitress.client_disconnected", lambda: False))
         response = Response(events, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
         response.call_on_close(parts.live.leave)
         return response
@@ -99,30 +102,29 @@ def _routes(app: Flask, parts: Parts) -> None:
     @app.get("/healthz")
     def healthz() -> tuple[dict, int]:
         found = parts.live.parts()
-        well = parts.watcher.current is not None and found["redis"] == found["kafka"] == "up"
+        well = parts.watcher.current is not None and all(found[part] == "up" for part in found.keys() - {"model"})
         return {"success": well, **found}, 200 if well else 503
 
 
-def has_hung_up(connection: socket.socket) -> bool:
-    """Return whether the other end has closed the connection; without asking, only the second write to it would tell."""
-    try:
-        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+def _feedback(settings: Settings, teach: View) -> View:
+    """Return the view that lets in who may teach; only they use up the rate, so that strangers can't."""
 
-
-def _feedback(parts: Parts) -> Callable[[], tuple[dict, int]]:
     def feedback() -> tuple[dict, int]:
-        check_may_teach(parts.settings)
+        check_may_teach(settings)
+        return teach()
+
+    return feedback
+
+
+def _teach(parts: Parts) -> View:
+    def teach() -> tuple[dict, int]:
         label = _field("actual_y")
         if label not in list("0123456789"):
             raise DrawingError("The label (actual_y) must be one digit, 0 to 9.")
         partition, offset = parts.teacher.teach(features(_field("imgStr")).tolist(), int(label))
         return {"success": True, "topic": parts.settings.input_topic, "partition": partition, "offset": offset}, 202
 
-    return feedback
+    return teach
 
 
 def prediction(stored: Stored, x: np.ndarray) -> dict:
@@ -153,16 +155,10 @@ def _error(sentence: str, status: int) -> tuple[dict, int]:
 
 def _errors(app: Flask) -> None:
     """Answer every error with a sentence in JSON."""
-    sentences = {
-        404: "There is nothing at this address.",
-        405: "This address takes another method.",
-        413: f"The request is larger than {MAX_BODY_BYTES:,} bytes.",
-        429: "Too many labels at once: wait a few seconds, then go on teaching.",
-    }
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> tuple[dict, int]:
-        return _error(sentences.get(error.code or 500, error.description or error.name), error.code or 500)
+        return _error(SENTENCES.get(error.code or 500, error.description or error.name), error.code or 500)
 
     @app.errorhandler(DrawingError)
     def bad_input(error: DrawingError) -> tuple[dict, int]:
@@ -172,44 +168,6 @@ def _errors(app: Flask) -> None:
     @app.errorhandler(TooManyClientsError)
     def not_now(error: Exception) -> tuple[dict, int]:
         return _error(str(error), 503)
-
-
-class _Gunicorn(BaseApplication):
-    """Gunicorn with one worker process and many threads: every request needs the same model in memory."""
-
-    def __init__(self, settings: Settings, listening: socket.socket) -> None:
-        self.settings, self.listening = settings, listening
-        super().__init__()
-
-    def load_config(self) -> None:
-        options = {
-            "bind": f"fd://{self.listening.fileno()}",
-            "workers": 1,
-            "worker_class": "gthread",
-            "threads": THREADS,
-            "loglevel": "warning",
-            "graceful_timeout": 10,
-            "keepalive": 30,  # seconds; a connection that is closed just as the next request comes is an error
-            "post_worker_init": self._begin,
-            "worker_exit": self._end,
-            "control_socket_disable": True,
-        }
-        for name, value in options.items():
-            self.cfg.set(name, value)
-
-    def load(self) -> Flask:
-        return create_app(self.settings)
-
-    @staticmethod
-    def _begin(worker: Any) -> None:
-        hold_one_thread()
-        parts: Parts = worker.wsgi.extensions["parts"]
-        parts.live.ending = lambda: not worker.alive  # else a watching client would hold up the end
-        parts.start()
-
-    @staticmethod
-    def _end(_: Any, worker: Any) -> None:
-        worker.wsgi.extensions["parts"].stop()
 
 
 @click.command()
@@ -224,7 +182,8 @@ def main() -> None:
     except ValueError as error:
         raise click.ClickException(f"FEEDBACK_RATE must be like 10/second: {error}.") from error
     try:
-        listening = socket.create_server((settings.page_host, settings.page_port), backlog=128)
+        family = socket.AF_INET6 if ":" in settings.page_host else socket.AF_INET
+        listening = socket.create_server((settings.page_host, settings.page_port), family=family, backlog=128)
     except OSError as error:
         raise click.ClickException(
             f"The page can't listen on {settings.page_host}:{settings.page_port} ({error.strerror}): another program "
@@ -232,7 +191,12 @@ def main() -> None:
         ) from error
     click.echo(f"The page is at http://{settings.page_host}:{settings.page_port}; Ctrl-C ends it.")
     sys.stdout.flush()
-    _Gunicorn(settings, listening).run()
+    app = create_app(settings)
+    parts: Parts = app.extensions["parts"]
+    hold_one_thread()
+    parts.start()
+    serve(app, listening, parts.live.end)
+    parts.stop()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ environment read the same settings; nothing else is configured anywhere.
 import os
 import re
 from functools import lru_cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +67,9 @@ class Settings(BaseSettings):
     learner: str = Field("default", description="default, sgd, or module:factory of your own")
     message_format: str = Field("messages:DIGITS", description="module:name of what a message holds")
 
-    page_host: str = Field("127.0.0.1", description="address that the page listens on")
+    page_host: str = Field(
+        "127.0.0.1", description="address that the page listens on; if not this machine's own, teaching needs a token"
+    )
     page_port: int = Field(8066, ge=1, le=65535, description="port that the page listens on")
     page_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         ("127.0.0.1", "localhost", "[::1]"), description="host names that the page answers to, with commas"
@@ -75,7 +78,9 @@ class Settings(BaseSettings):
     feedback: bool = Field(True, description="whether the page may teach")
     feedback_rate: str = Field("10/second", description="taught samples allowed, on average")
     feedback_burst: int = Field(50, ge=1, description="taught samples allowed at once")
-    feedback_token: SecretStr = Field(SecretStr(""), description="token that teaching needs at a public address")
+    feedback_token: SecretStr = Field(
+        SecretStr(""), description="token that teaching needs where others can reach the page"
+    )
 
     kafka_controller_port: int = Field(9093, ge=1, le=65535, description="port that make run gives Kafka's controller")
     flink_rpc_port: int = Field(6123, ge=1, le=65535, description="port that make run gives Flink inside")
@@ -103,6 +108,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @property
+    def page_is_open(self) -> bool:
+        """Return whether others than this machine's users may reach the page, so that teaching needs a token."""
+        return bool(self.page_public_url) or not _is_loopback(self.page_host)
 
     def kafka_client(self) -> dict:
         """Return the connection arguments that every kafka-python client takes."""
@@ -171,6 +181,13 @@ class Settings(BaseSettings):
             for name, value in self
             if fields[name].annotation is not SecretStr
         }
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"  # any other name may be one of the network's
 
 
 class SettingsError(ValueError):

@@ -67,6 +67,14 @@ class SourceLog:
             raise SourceLogError(f"Kafka has no topic {self.topic}: create it, or set INPUT_TOPIC.")
         return str(found)
 
+    def cluster_id(self) -> str:
+        """Return the id that Kafka's cluster was made with."""
+        admin = KafkaAdminClient(**self.settings.kafka_client())
+        try:
+            return str(admin.describe_cluster()["cluster_id"])
+        finally:
+            admin.close()
+
     def committed(self) -> dict[int, int]:
         """Return the offsets that the job's consumer group has committed, {partition: next offset}."""
         admin = KafkaAdminClient(**self.settings.kafka_client())

@@ -60,6 +60,7 @@ class Trainer:
         self.learner: Learner
         self.stored: Stored | None = None
         self.fork = False  # whether the next commit starts a new model_id, as the store had gone back
+        self.cluster_id = ""
         self.last: dict[int, int] = {}  # offset of this task's last message per partition
         # Per partition the offset after the last that this task, or its group before it, was given.
         self.delivered: dict[int, int] = {}
@@ -82,6 +83,7 @@ class Trainer:
             self.lease.keep()
             self._load()
             self._check_topic()
+            self.cluster_id = self.log.cluster_id()
             self._on_what_is_there(self._catch_up)
         except (StoreError, ValueError) as error:
             raise StopJob(str(error)) from error
@@ -352,6 +354,7 @@ class Trainer:
         if self.fork:
             meta.parent, meta.model_id = f"{meta.model_id}:{meta.version}", new_model_id(meta.model_id)
         meta.version += 1
+        meta.cluster_id = self.cluster_id
         meta.cleared_at = 0.0
         check()
         self._commit(meta, len(y) > 0)

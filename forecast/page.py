@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from flask import Blueprint, Response, jsonify, render_template, request
+from flask import Blueprint, Response, jsonify, redirect, render_template, request
+from werkzeug.wrappers import Response as BaseResponse
 
 from forecast.baselines import median
 from forecast.series import KEYS, Series
@@ -21,6 +22,11 @@ HISTORY = 56  # days shown before the forecast
 def blueprint(root: Path) -> Blueprint:
     """Return the page over the published folders under this root; nothing is read before a request."""
     pages = Blueprint("forecast", __name__, url_prefix="/forecast", template_folder="templates", static_folder="static")
+
+    @pages.get("")
+    def with_slash() -> BaseResponse:
+        # Relative, as a proxy may serve this at a path that only the browser knows.
+        return redirect("forecast/", 308)
 
     @pages.get("/")
     def show() -> str:

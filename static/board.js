@@ -12,7 +12,8 @@ export class Board {
     this.ink = board.querySelector("#ink");
     this.cursor = board.querySelector("#cursor");
     this.onDrawn = onDrawn;
-    this.pointers = new Map(); // pointer id -> its stroke
+    this.pointer = null; // what draws or erases now: {id, kind, stroke}; one at a time
+    this.penSeen = false; // from then on a touch is a palm
     this.pen = null; // the keyboard's stroke
     for (let x = STEP; x < SIZE; x += STEP * 3) {
       for (let y = STEP; y < SIZE; y += STEP * 3) {
@@ -23,7 +24,11 @@ export class Board {
     }
     board.addEventListener("pointerdown", (event) => this.down(event));
     board.addEventListener("pointermove", (event) => this.move(event));
-    for (const name of ["pointerup", "pointercancel"]) board.addEventListener(name, (event) => this.up(event));
+    // A browser may lose a pointerup; what it always says is that the pointer is no longer captured.
+    for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) {
+      board.addEventListener(name, (event) => this.up(event));
+    }
+    board.addEventListener("contextmenu", (event) => event.preventDefault()); // a long press, or a pen's barrel button
     board.addEventListener("keydown", (event) => this.key(event));
     board.addEventListener("blur", () => this.cursor.toggleAttribute("hidden", true));
   }
@@ -34,7 +39,7 @@ export class Board {
 
   clear() {
     this.ink.replaceChildren();
-    this.pointers.clear();
+    this.pointer = null;
     this.lift();
     this.onDrawn();
   }
@@ -71,22 +76,51 @@ export class Board {
   }
 
   down(event) {
-    if (event.button > 0) return;
+    const { button, pointerId: id, pointerType: kind } = event;
+    const eraser = button === 5;
+    if ((button > 0 && !eraser) || this.ignores(event)) return;
     event.preventDefault();
-    this.board.setPointerCapture(event.pointerId);
+    if (kind === "pen" && this.pointer?.kind === "touch") this.pointer.stroke?.line.remove(); // the palm came first
+    this.lift();
     if (this.ink.querySelector("path")) this.ink.replaceChildren(); // a picture gives way to a drawing
-    this.pointers.set(event.pointerId, this.stroke(...this.place(event)));
+    // A stroke whose end was lost stays as it is.
+    this.pointer = { id, kind, stroke: eraser ? null : this.stroke(...this.place(event)) };
+    if (eraser) this.erase(event);
+    try {
+      this.board.setPointerCapture(id);
+    } catch {
+      // The pointer is gone already.
+    }
+  }
+
+  // A palm beside a pen, and a second finger beside the first, draw nothing.
+  ignores(event) {
+    if (event.pointerType === "pen") this.penSeen = true;
+    if (event.pointerType !== "touch") return false;
+    return this.penSeen || (this.pointer?.kind === "touch" && !event.isPrimary);
   }
 
   move(event) {
-    const stroke = this.pointers.get(event.pointerId);
-    if (!stroke) return;
+    if (event.pointerType === "pen") this.penSeen = true; // it hovers before it writes
+    if (event.pointerId !== this.pointer?.id) return;
     const moves = event.getCoalescedEvents?.() ?? [];
-    for (const each of moves.length ? moves : [event]) this.extend(stroke, ...this.place(each));
+    for (const each of moves.length ? moves : [event]) {
+      if (this.pointer.stroke) this.extend(this.pointer.stroke, ...this.place(each));
+      else this.erase(each);
+    }
+  }
+
+  // Take away the strokes under a pen's eraser.
+  erase(event) {
+    for (const found of document.elementsFromPoint(event.clientX, event.clientY)) {
+      if (found.parentNode === this.ink) found.remove();
+    }
   }
 
   up(event) {
-    if (this.pointers.delete(event.pointerId) && !this.pointers.size) this.onDrawn();
+    if (event.pointerId !== this.pointer?.id) return;
+    this.pointer = null;
+    this.onDrawn();
   }
 
   lift() {

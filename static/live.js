@@ -3,6 +3,7 @@
 import { accuracyChart, confusionTable, newPicture, percent, picture } from "./charts.js";
 
 const SHOWN = 24;
+const SILENT = 25000; // ms; the server is heard every ten seconds, so a longer silence is a dead connection
 const whole = new Intl.NumberFormat("en");
 const $ = (id) => document.getElementById(id);
 
@@ -16,12 +17,29 @@ export class Live {
     accuracyChart($("chart"), this.points);
     new ResizeObserver(() => accuracyChart($("chart"), this.points)).observe($("chart"));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.repaint());
-    this.connect();
+    document.addEventListener("visibilitychange", () => this.follow());
+    setInterval(() => performance.now() - this.heard > SILENT && this.follow(), 5000);
+    this.follow();
+  }
+
+  // Listen while the page can be seen: a browser opens only six connections to one server, for all its tabs.
+  follow() {
+    clearTimeout(this.again);
+    this.source?.close();
+    this.source = null;
+    this.heard = performance.now();
+    if (!document.hidden) this.connect();
   }
 
   connect() {
     const source = new EventSource("events");
-    const on = (name, show) => source.addEventListener(name, (event) => show(JSON.parse(event.data)));
+    this.source = source;
+    const on = (name, show) =>
+      source.addEventListener(name, (event) => {
+        this.heard = performance.now();
+        show(JSON.parse(event.data));
+      });
+    on("beat", () => {});
     on("model", (model) => this.showModel(model));
     on("parts", (parts) => this.showParts(parts));
     on("scores", (scores) => this.showScores(scores));
@@ -32,7 +50,7 @@ export class Live {
     source.onerror = () => {
       this.pill("down", "the server does not answer; trying again");
       // The browser tries again by itself, except after an answer that is no stream.
-      if (source.readyState === EventSource.CLOSED) setTimeout(() => this.connect(), 2000);
+      if (source.readyState === EventSource.CLOSED) this.again = setTimeout(() => this.follow(), 2000);
     };
   }
 
@@ -42,8 +60,9 @@ export class Live {
   }
 
   showParts(parts) {
-    const wrong = [parts.redis, parts.kafka].filter((state) => state !== "up");
-    if (!this.model.version) wrong.push(parts.model);
+    const { model, ...others } = parts;
+    const wrong = Object.values(others).filter((state) => state !== "up");
+    if (!this.model.version) wrong.push(model);
     this.pill(wrong.length ? "down" : "up", wrong.length ? wrong.join(" ") : "live");
   }
 

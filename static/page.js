@@ -40,10 +40,20 @@ $("image").addEventListener("change", () => takeImage($("image").files[0]));
 document.addEventListener("paste", (event) => takeImage([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
 
 // A public page gets its token in the address, behind #, which is never sent to a server.
-const token = new URLSearchParams(location.hash.slice(1)).get("token") ?? sessionStorage.getItem("token") ?? "";
-if (token) {
-  sessionStorage.setItem("token", token);
-  history.replaceState(null, "", location.pathname);
+const given = new URLSearchParams(location.hash.slice(1)).get("token");
+const token = given ?? stored("getItem", "token") ?? "";
+if (given !== null) {
+  stored("setItem", "token", given);
+  history.replaceState(null, "", location.pathname + location.search);
+}
+
+// The session's storage, or nothing where the browser blocks it: then a token lasts for this visit.
+function stored(method, ...values) {
+  try {
+    return sessionStorage[method](...values);
+  } catch {
+    return null;
+  }
 }
 
 async function takeImage(file) {
@@ -83,16 +93,14 @@ async function ask(before = null) {
 }
 
 async function post(path, fields) {
+  const options = { method: "POST", body: new URLSearchParams(fields), headers: token ? { "X-Feedback-Token": token } : {} };
+  let response;
   try {
-    const response = await fetch(path, {
-      method: "POST",
-      body: new URLSearchParams(fields),
-      headers: token ? { "X-Feedback-Token": token } : {},
-      signal: AbortSignal.timeout(10000),
-    });
+    response = await fetch(path, { ...options, signal: AbortSignal.timeout?.(10000) });
     return await response.json();
   } catch {
-    return { success: false, error: "The page's server does not answer. Your drawing is still here: try again in a moment." };
+    const what = response ? `answered with ${response.status} and no JSON` : "does not answer";
+    return { success: false, error: `The page's server ${what}. Your drawing is still here: try again in a moment.` };
   }
 }
 

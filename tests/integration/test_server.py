@@ -20,8 +20,8 @@ from confluent_kafka import Consumer, TopicPartition
 
 from data_producer import client_config
 from model_store import ModelStore
+from page_http import MAX_BODY_BYTES
 from page_live import MAX_CLIENTS
-from server import MAX_BODY_BYTES
 from settings import HERE
 from tests.page import Page, a_model, commit, drawing, serving
 from tests.stack import Stack, free_port, until
@@ -75,7 +75,7 @@ def test_fuzzed_bodies_never_break_the_page_and_leave_nothing_in_memory(page: Pa
     count = int(os.environ.get("FUZZED_BODIES", "400"))
     rng, answered = random.Random(0), Counter[int]()  # noqa: S311 - not a secret
     assert page.process
-    worker = psutil.Process(page.process.pid).children()[0]
+    worker = psutil.Process(page.process.pid)
     memory = []
     for i in range(count):
         body, kind = fuzzed(rng)

@@ -22,6 +22,7 @@ from local_parts import create_topics
 from messages import DIGITS
 from model_store import AwayError, ModelStore
 from settings import HERE
+from source_log import SourceLog
 from tests.stack import Stack, until
 from trainer import StopJob, Trainer
 
@@ -166,6 +167,22 @@ def test_a_learner_that_fails_in_the_stream_stops_the_job_in_a_sentence(loop, ta
     with pytest.raises(StopJob, match=r"LEARNER sgd fails on the samples .* offset 10 to .* offset 19"):
         feed(task, 10, 20)
     assert task.store.read().meta.progress == {0: 10}
+
+
+def test_a_model_names_its_kafka_cluster_and_older_ones_get_it(loop, tasks):
+    send(loop, 0, 100)
+    task = tasks()
+    feed(task, 0, 50)
+    cluster = SourceLog(loop.settings).cluster_id()
+    assert cluster
+    assert task.store.read().meta.cluster_id == cluster
+    task.close()
+    older = task.store.read(with_state=True)
+    older.meta.cluster_id = ""
+    task.store.commit(older, older.meta, older.model, older.state)
+    second = tasks()
+    feed(second, 50, 100)
+    assert second.store.read().meta.cluster_id == cluster
 
 
 def test_a_batch_that_is_half_old_learns_the_new_half(loop, tasks):

@@ -1,4 +1,6 @@
+import re
 from dataclasses import replace
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -168,6 +170,39 @@ def test_labels_over_the_rate_are_a_429_and_predictions_have_no_rate(model):
     bad = SEVEN | {"actual_y": "x"}  # refused before Kafka is asked, and counted all the same
     assert [client.post("/feedback", data=bad).status_code for _ in range(4)] == [400, 400, 400, 429]
     assert all(client.post("/predict", data=SEVEN).status_code == 201 for _ in range(60))
+
+
+def test_strangers_do_not_use_up_the_owners_rate(model):
+    client = page(
+        model, page_host="0.0.0.0", feedback_token="correct horse", feedback_burst=2, feedback_rate="1/minute"
+    )
+    bad = SEVEN | {"actual_y": "x"}
+    assert {client.post("/feedback", data=bad).status_code for _ in range(10)} == {403}
+    right = {"X-Feedback-Token": "correct horse"}
+    assert [client.post("/feedback", data=bad, headers=right).status_code for _ in range(3)] == [400, 400, 429]
+
+
+@pytest.mark.parametrize(
+    ("host", "is_open"),
+    [("127.0.0.1", False), ("127.8.0.1", False), ("localhost", False), ("::1", False), ("0.0.0.0", True), ("::", True),
+     ("192.168.0.7", True), ("digits.example", True)],
+)  # fmt: skip
+def test_a_page_that_others_can_reach_needs_a_token(model, host, is_open):
+    assert Settings(page_host=host).page_is_open is is_open
+    client = page(model, page_host=host)
+    answer = client.post("/feedback", data={"actual_y": "1", "imgStr": "-"})
+    assert answer.status_code == (403 if is_open else 400)
+    assert f'data-needs-token="{str(is_open).lower()}"' in client.get("/").text
+
+
+def test_no_address_in_a_page_begins_at_the_servers_root(model):
+    client = page(model)
+    for path in ("/", "/forecast/"):
+        text = client.get(path).text
+        assert re.findall(r'(?:src|href)="(/[^"]*)"', text) == []
+        for found in re.findall(r'(?:src|href)="([^"]+)"', text):
+            assert client.get(urljoin(path, found)).status_code == 200, found
+    assert client.get("/forecast").headers["Location"] == "forecast/"
 
 
 def test_a_label_that_kafka_did_not_take_is_not_called_taught(model):
