@@ -4,14 +4,16 @@ The variable has the field's name in capitals: ``redis_port`` is ``REDIS_PORT``.
 environment read the same settings; nothing else is configured anywhere.
 """
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 HERE = Path(__file__).resolve().parent
+FILES = ("run_dir", "kafka_ssl_cafile", "redis_ca_file", "model_signing_key_file")
 
 
 class Settings(BaseSettings):
@@ -42,7 +44,7 @@ class Settings(BaseSettings):
     redis_port: int = Field(6379, ge=1, le=65535, description="Redis")
     redis_db: int = Field(0, ge=0, description="Redis database")
     redis_username: str = Field("", description="user for Redis; empty: the default user")
-    redis_password: SecretStr = Field(SecretStr("redis_password"), description="password for Redis")
+    redis_password: SecretStr = Field(SecretStr("redis_password"), description="password for Redis; empty: none")
     redis_tls: bool = Field(False, description="TLS to Redis")
     redis_ca_file: str = Field("", description="certificate authority (PEM file) for Redis; empty: the system's")
     model_key: str = Field("online_ml_model", min_length=1, description="Redis key of the model")
@@ -76,6 +78,12 @@ class Settings(BaseSettings):
     kafka_controller_port: int = Field(9093, ge=1, le=65535, description="port that make run gives Kafka's controller")
     flink_rpc_port: int = Field(6123, ge=1, le=65535, description="port that make run gives Flink inside")
     producer_rate: float = Field(10.0, gt=0, description="samples a second that make run produces")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_password(cls, values: dict) -> dict:
+        """Take an empty REDIS_PASSWORD for no password; of any other variable, empty means the default."""
+        return {"redis_password": ""} | values if os.environ.get("REDIS_PASSWORD") == "" else values
 
     @field_validator("page_hosts", mode="before")
     @classmethod
@@ -137,6 +145,12 @@ class Settings(BaseSettings):
             for name, value in self
             if fields[name].annotation is not SecretStr
         }
+
+
+def of_a_job(sent: dict) -> Settings:
+    """Return the settings that travelled with a job, read by a worker; a file's path is a matter of its own machine."""
+    own = {name: os.environ[name.upper()] for name in FILES if os.environ.get(name.upper())}
+    return Settings(**(sent | own))
 
 
 class SettingsError(ValueError):
