@@ -27,7 +27,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from local_process import Part, StackError, port_is_free, run_to_end
-from settings import HERE, Settings
+from settings import HERE, Settings, jaas_text
 
 VENV_BIN = Path(sys.executable).parent
 JAVA_PARTS = HERE / ".local" / "java"
@@ -240,7 +240,7 @@ def prepare_kafka(settings: Settings, java: list[str]) -> None:
         "transaction.max.timeout.ms": 3_600_000,
     }
     path = folder / "server.properties"
-    path.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
+    path.write_text("".join(f"{key}={java_property(str(value))}\n" for key, value in properties.items()))
     if (folder / "data" / "meta.properties").exists():
         return
     cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
@@ -261,6 +261,14 @@ def prepare_kafka(settings: Settings, java: list[str]) -> None:
     )
     if code:
         raise StackError(f"Kafka's folder {folder} could not be made; its log says why: {log}")
+
+
+def java_property(text: str) -> str:
+    """Return the text as the value of a Java properties file, which Java reads as Latin-1."""
+    units = text.encode("utf-16-be")
+    codes = [int.from_bytes(units[i : i + 2]) for i in range(0, len(units), 2)]
+    plain = range(33, 127)
+    return "".join(chr(c) if c in plain and c != ord("\\") else f"\\u{c:04x}" for c in codes)
 
 
 def create_topics(settings: Settings, partitions: int = 1) -> None:
@@ -473,10 +481,7 @@ def prepare_flink(settings: Settings) -> None:
     flink = settings.run_dir / "flink"
     for folder in ("conf", "lib", "tmp"):
         (flink / folder).mkdir(parents=True, exist_ok=True)
-    configuration = flink_configuration(settings).items()
-    (flink / "conf" / "config.yaml").write_text(
-        "".join(f"{key}: {json.dumps(value)}\n" for key, value in configuration)
-    )
+    write_flink_configuration(settings)
     (flink / "conf" / "log4j-console.properties").write_text(FLINK_LOGGING)
     shutil.copyfile(flink_home() / "conf" / "log4j-cli.properties", flink / "conf" / "log4j-cli.properties")
     for link in (flink / "lib").iterdir():
@@ -489,6 +494,15 @@ def prepare_flink(settings: Settings) -> None:
     for jar in jars:
         (flink / "lib" / jar.name).symlink_to(jar)
     make_rest_guard(settings)
+
+
+def write_flink_configuration(settings: Settings) -> None:
+    """Write Flink's config.yaml; JSON is YAML that needs no further quotes."""
+    conf = settings.run_dir / "flink" / "conf"
+    conf.mkdir(parents=True, exist_ok=True)
+    configuration = flink_configuration(settings).items()
+    lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in configuration)
+    (conf / "config.yaml").write_text(lines)
 
 
 def make_rest_guard(settings: Settings) -> None:
@@ -517,7 +531,9 @@ def make_rest_guard(settings: Settings) -> None:
 def flink_environment(settings: Settings) -> dict[str, str]:
     """Return the environment of Flink's processes; the workers inherit the secrets from it."""
     flink = settings.run_dir / "flink"
+    password = settings.kafka_sasl_password.get_secret_value()
     return environment(settings) | {
+        "KAFKA_SASL_PASSWORD_JAAS": jaas_text(password),
         "JAVA_HOME": str(java_home()),
         "FLINK_HOME": str(flink_home()),
         "FLINK_CONF_DIR": str(flink / "conf"),
@@ -628,10 +644,12 @@ def write_flink_launcher() -> Path:
         "#!/bin/sh",
         "# Made by local_parts.py: Flink's command line with the environment's own Java and Python.",
         *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
-        f'run="${{RUN_DIR:-{HERE}/.local}}"',
+        f"project={shlex.quote(str(HERE))}",
+        f"bin={shlex.quote(str(VENV_BIN))}",
+        'run="${RUN_DIR:-$project/.local}"',
         'export FLINK_CONF_DIR="${FLINK_CONF_DIR:-$run/flink/conf}"',
-        f'export PYFLINK_CLIENT_EXECUTABLE="${{PYFLINK_CLIENT_EXECUTABLE:-{VENV_BIN}/python}}"',
-        f'export PATH="{VENV_BIN}:$PATH"',
+        'export PYFLINK_CLIENT_EXECUTABLE="${PYFLINK_CLIENT_EXECUTABLE:-$bin/python}"',
+        'export PATH="$bin:$PATH"',
         f'exec "$JAVA_HOME/bin/java" {shlex.join([*LEAN_JAVA, *flink_options()])} -Dlog.file="$run/log/flink-client.log" \\',
         '  -Dlog4j.configurationFile="$FLINK_CONF_DIR/log4j-cli.properties" \\',
         '  -cp "$run/flink/lib/*" org.apache.flink.client.cli.CliFrontend "$@"',

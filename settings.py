@@ -5,6 +5,7 @@ environment read the same settings; nothing else is configured anywhere.
 """
 
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -85,6 +86,13 @@ class Settings(BaseSettings):
         """Take an empty REDIS_PASSWORD for no password; of any other variable, empty means the default."""
         return {"redis_password": ""} | values if os.environ.get("REDIS_PASSWORD") == "" else values
 
+    @field_validator("run_dir")
+    @classmethod
+    def _listable(cls, folder: Path) -> Path:
+        if re.search(r"[,:;\x00-\x1f]", str(folder)):
+            raise ValueError("Java lists folders with commas, colons and semicolons: choose a folder without them")
+        return folder
+
     @field_validator("page_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -145,6 +153,20 @@ class Settings(BaseSettings):
             for name, value in self
             if fields[name].annotation is not SecretStr
         }
+
+
+def jaas_text(text: str) -> str:
+    """Return the text as it stands between double quotes in a JAAS configuration.
+
+    Quotes, backslashes and control characters are octal there, and so is ``$``: the Kafka client replaces
+    ``${...}`` before it reads the configuration.
+    """
+    return re.sub(r'[\x00-\x1f"$\\]', lambda found: f"\\{ord(found[0]):03o}", text)
+
+
+def needs_jaas_text(password: str) -> bool:
+    """Return whether the connector can't take this password from KAFKA_SASL_PASSWORD as it is."""
+    return re.search(r'[\x00-\x1f"\\]', password) is not None
 
 
 def of_a_job(sent: dict) -> Settings:
