@@ -11,6 +11,7 @@ from pydantic import SecretStr
 import local_parts
 from online_learning import kafka_properties, tables
 from settings import HERE, Settings, of_a_job
+from tests.stack import make_stack
 
 NASTY = "a'b''c\"d\\e\\u0041${env:HOME}$f#g%h{i}`j é"
 LISTS = ",:;\nk"  # what no list of folders can hold, and everything else can
@@ -136,7 +137,9 @@ def test_the_flink_command_runs_from_a_folder_of_any_name(tmp_path, monkeypatch)
     monkeypatch.setattr("local_parts.HERE", folder)
     monkeypatch.setattr("local_parts.VENV_BIN", folder)
     argv = [str(local_parts.write_flink_launcher()), "--version"]
-    done = subprocess.run(argv, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        argv, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}, capture_output=True, text=True, check=False
+    )
     assert "Version: 2.3.0" in done.stdout, done.stderr
 
 
