@@ -89,8 +89,8 @@ class Settings(BaseSettings):
     @field_validator("run_dir")
     @classmethod
     def _listable(cls, folder: Path) -> Path:
-        if re.search(r"[,:;\x00-\x1f]", str(folder)):
-            raise ValueError("Java lists folders with commas, colons and semicolons: choose a folder without them")
+        if re.search(r"[,:;\x00-\x1f]|\$\{", str(folder)):
+            raise ValueError("Java reads , : ; ${ and line breaks in it as its own: choose a folder without them")
         return folder
 
     @field_validator("page_hosts", mode="before")
