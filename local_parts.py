@@ -18,6 +18,7 @@ import sys
 import tomllib
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -27,7 +28,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from local_process import Part, StackError, port_is_free, run_to_end
-from settings import HERE, Settings
+from settings import HERE, Settings, jaas_text
 
 VENV_BIN = Path(sys.executable).parent
 JAVA_PARTS = HERE / ".local" / "java"
@@ -47,6 +48,8 @@ LEAN_JAVA = [
     "-XX:-UsePerfData",
 ]  # for what starts often and computes little: half the CPU
 MESSAGE_BYTES = 1_048_588  # Kafka's own default: 1 MiB of payload and 12 bytes of overhead
+
+REST_GUARD_SERVICE = "org.apache.flink.runtime.io.network.netty.InboundChannelHandlerFactory"
 
 
 # --- what is fetched -------------------------------------------------------------------------------------------
@@ -268,7 +271,7 @@ def prepare_kafka(settings: Settings, java: list[str]) -> None:
         "transaction.max.timeout.ms": 3_600_000,
     }
     path = folder / "server.properties"
-    path.write_text("".join(f"{key}={escaped(value)}\n" for key, value in properties.items()))
+    path.write_text("".join(f"{key}={java_property(str(value))}\n" for key, value in properties.items()))
     if (folder / "data" / "meta.properties").exists():
         return
     cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
@@ -291,9 +294,12 @@ def prepare_kafka(settings: Settings, java: list[str]) -> None:
         raise StackError(f"Kafka's folder {folder} could not be made; its log says why: {log}")
 
 
-def escaped(value: object) -> str:
-    """Return the value as Java's properties files have it: ASCII, with escapes as JSON's."""
-    return json.dumps(str(value))[1:-1]
+def java_property(text: str) -> str:
+    """Return the text as the value of a Java properties file, which Java reads as Latin-1."""
+    units = text.encode("utf-16-be")
+    codes = [int.from_bytes(units[i : i + 2]) for i in range(0, len(units), 2)]
+    plain = range(33, 127)
+    return "".join(chr(c) if c in plain and c != ord("\\") else f"\\u{c:04x}" for c in codes)
 
 
 def create_topics(settings: Settings, partitions: int = 1) -> None:
@@ -349,17 +355,31 @@ def redis(settings: Settings) -> Part:
     )
 
 
+# What lets a holder of the password write files, load code, copy all data away or end the server, is taken away;
+# of the dangerous rest, what people and their tools use stays. Redis 6.2 and 7 read the same words.
+REDIS_USER = (
+    "~* &* +@all -@admin -@dangerous -script "
+    "+script|load +script|exists +flushdb +flushall +keys +sort +info +role "
+    "+client|id +client|info +client|getname +client|setname"
+)
+
+
+def redis_user(password: str) -> str:
+    """Return the line of redis.conf that says what the password's user may do; an empty password lets everyone in."""
+    secret = f"#{hashlib.sha256(password.encode()).hexdigest()}" if password else "nopass"
+    return f"user default on {secret} {REDIS_USER}"
+
+
 def prepare_redis(settings: Settings) -> None:
     folder = settings.run_dir / "redis"
     folder.mkdir(parents=True, exist_ok=True)
-    password = settings.redis_password.get_secret_value()
     write_secret(
         folder / "redis.conf",
         "\n".join(
             [
                 "bind 127.0.0.1",
                 f"port {settings.redis_port}",
-                *([f"requirepass {redis_quoted(password)}"] if password else []),
+                redis_user(settings.redis_password.get_secret_value()),
                 f"databases {max(16, settings.redis_db + 1)}",
                 f"dir {redis_quoted(str(folder))}",
                 # Each commit is on the disk before it is answered, and the file is rewritten when it has doubled.
@@ -496,10 +516,7 @@ def prepare_flink(settings: Settings) -> None:
     flink = settings.run_dir / "flink"
     for folder in ("conf", "lib", "tmp"):
         (flink / folder).mkdir(parents=True, exist_ok=True)
-    configuration = flink_configuration(settings).items()
-    (flink / "conf" / "config.yaml").write_text(
-        "".join(f"{key}: {json.dumps(value)}\n" for key, value in configuration)
-    )
+    write_flink_configuration(settings)
     (flink / "conf" / "log4j-console.properties").write_text(FLINK_LOGGING)
     shutil.copyfile(flink_home() / "conf" / "log4j-cli.properties", flink / "conf" / "log4j-cli.properties")
     for link in (flink / "lib").iterdir():
@@ -511,12 +528,47 @@ def prepare_flink(settings: Settings) -> None:
     ]
     for jar in jars:
         (flink / "lib" / jar.name).symlink_to(jar)
+    make_rest_guard(settings)
+
+
+def write_flink_configuration(settings: Settings) -> None:
+    """Write Flink's config.yaml; JSON is YAML that needs no further quotes."""
+    conf = settings.run_dir / "flink" / "conf"
+    conf.mkdir(parents=True, exist_ok=True)
+    configuration = flink_configuration(settings).items()
+    lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in configuration)
+    (conf / "config.yaml").write_text(lines)
+
+
+def make_rest_guard(settings: Settings) -> None:
+    """Compile java/guard, which keeps other sites' pages out of Flink's REST API, into a jar in Flink's lib folder.
+
+    Flink brings the compiler; this takes a quarter of a second. Raises ``StackError``.
+    """
+    flink = settings.run_dir / "flink"
+    source = HERE / "java" / "guard"
+    classes = flink / "tmp" / "rest-guard"
+    shutil.rmtree(classes, ignore_errors=True)
+    classes.mkdir()
+    log = settings.run_dir / "log" / "rest-guard.log"
+    compiler = [str(java_home() / "bin" / "java"), *LEAN_JAVA, "-cp", f"{flink / 'lib'}/*"]
+    build = ["org.codehaus.janino.SimpleCompiler", str(source / "Build.java"), "Build"]
+    source_file = str(source / "restguard" / "RestGuard.java")
+    code, _ = run_to_end([*compiler, *build, source_file, str(classes)], environment(settings), log)
+    if code:
+        raise StackError(f"The guard of Flink's REST API could not be compiled; its log says why: {log}")
+    with zipfile.ZipFile(flink / "lib" / "rest-guard.jar", "w") as jar:
+        jar.writestr(f"META-INF/services/{REST_GUARD_SERVICE}", "restguard.RestGuard\n")
+        for compiled in classes.rglob("*.class"):
+            jar.write(compiled, compiled.relative_to(classes))
 
 
 def flink_environment(settings: Settings) -> dict[str, str]:
     """Return the environment of Flink's processes; the workers inherit the secrets from it."""
     flink = settings.run_dir / "flink"
+    password = settings.kafka_sasl_password.get_secret_value()
     return environment(settings) | {
+        "KAFKA_SASL_PASSWORD_JAAS": jaas_text(password),
         "JAVA_HOME": str(java_home()),
         "FLINK_HOME": str(flink_home()),
         "FLINK_CONF_DIR": str(flink / "conf"),
@@ -564,12 +616,25 @@ def rest(settings: Settings, path: str, body: dict | None = None) -> dict:
         raise ConnectionError(f"Flink's answer broke off ({type(error).__name__})") from error
 
 
+def rest_is_guarded(settings: Settings) -> bool:
+    """Return whether Flink refuses a foreign host name; without its guard it only logs that it isn't there."""
+    address = f"http://{settings.flink_host}:{settings.flink_port}/overview"
+    foreign = urllib.request.Request(address, headers={"Host": "guard.invalid"})
+    try:
+        with urllib.request.urlopen(foreign, timeout=10):  # noqa: S310
+            return False
+    except urllib.error.HTTPError as error:
+        return error.code == 403
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"Flink's answer broke off ({type(error).__name__})") from error
+
+
 def jobmanager(settings: Settings) -> Part:
     """Return Flink's JobManager, with its REST API and page on FLINK_PORT."""
 
     def answers() -> bool:
         try:
-            return "taskmanagers" in rest(settings, "/overview")
+            return "taskmanagers" in rest(settings, "/overview") and rest_is_guarded(settings)
         except (OSError, ValueError):
             return False
 

@@ -26,7 +26,7 @@ from leftovers import (
 )
 from messages import load_format
 from model_store import ModelStore, StoreError
-from settings import Settings, SettingsError, settings
+from settings import Settings, SettingsError, jaas_text, needs_jaas_text, settings
 from source_log import SourceLogError
 from udf_model import online_learner
 
@@ -59,8 +59,8 @@ CREATE TABLE samples (
     kafka_offset BIGINT METADATA FROM 'offset' VIRTUAL
 ) WITH (
     'connector' = 'kafka',
-    'topic' = '{settings.input_topic}',
-    'properties.group.id' = '{settings.kafka_group}',
+    'topic' = {topic},
+    'properties.group.id' = {group},
     'scan.startup.mode' = 'group-offsets',
     'properties.auto.offset.reset' = 'earliest',
     'properties.isolation.level' = 'read_committed',
@@ -76,9 +76,9 @@ CREATE TABLE {table} (
     headers MAP<STRING, BYTES> METADATA
 ) WITH (
     'connector' = 'kafka',
-    'topic' = '{topic}',
+    'topic' = {topic},
     'sink.delivery-guarantee' = 'exactly-once',
-    'sink.transactional-id-prefix' = '{prefix}',
+    'sink.transactional-id-prefix' = {prefix},
     'sink.transaction-naming-strategy' = 'pooling',
     'properties.transaction.timeout.ms' = '900000',
     'properties.batch.size' = '262144',
@@ -123,11 +123,8 @@ def try_learner(config: Settings) -> None:
 
 def build(table_env: StreamTableEnvironment, config: Settings, submission: str) -> None:
     """Define the pipeline and submit it."""
-    kafka = ", ".join(f"'properties.{name}' = '{value}'" for name, value in kafka_properties(config).items())
-    table_env.execute_sql(SOURCE.format(settings=config, kafka=kafka))
-    for table, topic in (("predictions", config.predict_topic), ("rejects", config.reject_topic)):
-        table_env.execute_sql(SINK.format(table=table, topic=topic, kafka=kafka,
-                                          prefix=transactional_prefix(config, topic, submission)))  # fmt: skip
+    for table in tables(config, submission):
+        table_env.execute_sql(table)
 
     table_env.create_temporary_function("learn", online_learner(config, submission))
     learned = table_env.sql_query("SELECT learn(payload, kafka_partition, kafka_offset) AS learned FROM samples")
@@ -143,6 +140,23 @@ def build(table_env: StreamTableEnvironment, config: Settings, submission: str) 
     print(f"Job {job.get_job_id() if job else '?'} runs; submission {submission}.")
 
 
+def tables(config: Settings, submission: str) -> list[str]:
+    """Return the statements that define the source and the two sinks."""
+    properties = kafka_properties(config).items()
+    kafka = ", ".join(f"'properties.{name}' = {sql_text(value)}" for name, value in properties)
+    group = sql_text(config.kafka_group)
+    found = [SOURCE.format(topic=sql_text(config.input_topic), group=group, kafka=kafka)]
+    for table, topic in (("predictions", config.predict_topic), ("rejects", config.reject_topic)):
+        prefix = sql_text(transactional_prefix(config, topic, submission))
+        found.append(SINK.format(table=table, topic=sql_text(topic), prefix=prefix, kafka=kafka))
+    return found
+
+
+def sql_text(text: str) -> str:
+    """Return the text as a literal of Flink SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def kafka_properties(config: Settings) -> dict[str, str]:
     """Return the connector's connection properties; a password is named here and read where the task runs."""
     properties = {
@@ -153,13 +167,16 @@ def kafka_properties(config: Settings) -> dict[str, str]:
         properties |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": config.kafka_ssl_cafile}
     if config.kafka_security_protocol.startswith("SASL"):
         shaded = "org.apache.flink.kafka.shaded.org.apache.kafka.common"
+        # The connector puts the variable's value between the quotes as it is.
+        password = config.kafka_sasl_password.get_secret_value()
+        variable = "KAFKA_SASL_PASSWORD_JAAS" if needs_jaas_text(password) else "KAFKA_SASL_PASSWORD"
         module = "plain.PlainLoginModule" if config.kafka_sasl_mechanism == "PLAIN" else "scram.ScramLoginModule"
         properties |= {
             "sasl.mechanism": config.kafka_sasl_mechanism,
             "config.providers": "env",
             "config.providers.env.class": f"{shaded}.config.provider.EnvVarConfigProvider",
-            "sasl.jaas.config": f'{shaded}.security.{module} required username="{config.kafka_sasl_username}" '
-            'password="${env:KAFKA_SASL_PASSWORD}";',
+            "sasl.jaas.config": f"{shaded}.security.{module} required "
+            f'username="{jaas_text(config.kafka_sasl_username)}" password="${{env:{variable}}}";',
         }
     return properties
 

@@ -11,10 +11,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 HERE = Path(__file__).resolve().parent
+FILES = ("run_dir", "kafka_ssl_cafile", "redis_ca_file", "model_signing_key_file")
 
 
 class Settings(BaseSettings):
@@ -45,7 +46,7 @@ class Settings(BaseSettings):
     redis_port: int = Field(6379, ge=1, le=65535, description="Redis")
     redis_db: int = Field(0, ge=0, description="Redis database")
     redis_username: str = Field("", description="user for Redis; empty: the default user")
-    redis_password: SecretStr = Field(SecretStr("redis_password"), description="password for Redis")
+    redis_password: SecretStr = Field(SecretStr("redis_password"), description="password for Redis; empty: none")
     redis_tls: bool = Field(False, description="TLS to Redis")
     redis_ca_file: str = Field("", description="certificate authority (PEM file) for Redis; empty: the system's")
     model_key: str = Field("online_ml_model", min_length=1, description="Redis key of the model")
@@ -86,13 +87,22 @@ class Settings(BaseSettings):
     flink_rpc_port: int = Field(6123, ge=1, le=65535, description="port that make run gives Flink inside")
     producer_rate: float = Field(10.0, gt=0, description="samples a second that make run produces")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_password(cls, values: dict) -> dict:
+        """Take an empty REDIS_PASSWORD for no password; of any other variable, empty means the default."""
+        return {"redis_password": ""} | values if os.environ.get("REDIS_PASSWORD") == "" else values
+
     @field_validator("run_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         try:
-            return Path(os.path.abspath(value.expanduser()))
+            folder = Path(os.path.abspath(value.expanduser()))
         except RuntimeError as error:  # ~someone who isn't there
             raise ValueError(str(error)) from error
+        if re.search(r"[,:;\x00-\x1f]|\$\{", str(folder)):
+            raise ValueError("Java reads , : ; ${ and line breaks in it as its own: choose a folder without them")
+        return folder
 
     @field_validator("kafka_bootstrap_servers")
     @classmethod
@@ -188,6 +198,26 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"  # any other name may be one of the network's
+
+
+def jaas_text(text: str) -> str:
+    """Return the text as it stands between double quotes in a JAAS configuration.
+
+    Quotes, backslashes and control characters are octal there, and so is ``$``: the Kafka client replaces
+    ``${...}`` before it reads the configuration.
+    """
+    return re.sub(r'[\x00-\x1f"$\\]', lambda found: f"\\{ord(found[0]):03o}", text)
+
+
+def needs_jaas_text(password: str) -> bool:
+    """Return whether the connector can't take this password from KAFKA_SASL_PASSWORD as it is."""
+    return re.search(r'[\x00-\x1f"\\]', password) is not None
+
+
+def of_a_job(sent: dict) -> Settings:
+    """Return the settings that travelled with a job, read by a worker; a file's path is a matter of its own machine."""
+    own = {name: os.environ[name.upper()] for name in FILES if os.environ.get(name.upper())}
+    return Settings(**(sent | own))
 
 
 class SettingsError(ValueError):

@@ -16,7 +16,7 @@ from pyflink.table import DataTypes
 from pyflink.table.udf import FunctionContext, ScalarFunction, udf
 
 from repeatable import hold_one_thread
-from settings import Settings
+from settings import Settings, of_a_job
 from trainer import Learned, Trainer
 
 WINDOW_SECONDS = 10
@@ -40,7 +40,7 @@ class OnlineLearner(ScalarFunction):
 
     def open(self, function_context: FunctionContext) -> None:
         """Connect, take the lease and load the model; raises ``StopJob`` where stream and model don't fit."""
-        self.trainer = Trainer(Settings(**self.settings), self.submission)
+        self.trainer = Trainer(of_a_job(self.settings), self.submission)
         self.trainer.open()
         self.metrics = Metrics(function_context.get_metric_group(), self.trainer)
         learn_fast()

@@ -131,7 +131,7 @@ def start(table_env: Any, settings: Settings, topics: Topics, group: str, bounde
 
 
 def _options(options: dict[str, str]) -> str:
-    return ", ".join(f"'{name}' = '{value}'" for name, value in options.items())
+    return ", ".join("'{}' = '{}'".format(name, value.replace("'", "''")) for name, value in options.items())
 
 
 def read(settings: Settings, topic: str) -> pd.DataFrame:

@@ -14,14 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import redis
+
 import local_parts
 from local_parts import Part
 from settings import HERE, Settings
 
 T = TypeVar("T")
+ADMIN_PASSWORD = secrets.token_hex(16)
 # Kafka last: its first start has to wait for its folder to be made.
 STARTS = {
-    "redis": local_parts.redis,
+    "redis": lambda settings: with_admin(local_parts.redis(settings)),
     "jobmanager": local_parts.jobmanager,
     "taskmanager": local_parts.taskmanager,
     "kafka": local_parts.kafka,
@@ -53,6 +56,19 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def with_admin(server: Part) -> Part:
+    """Give a Redis a user who may do everything; the user of the settings' password may not."""
+    plain = server.prepare
+
+    def prepare() -> None:
+        plain()
+        with (server.run_dir / "redis" / "redis.conf").open("a") as conf:
+            conf.write(f"user admin on >{ADMIN_PASSWORD} ~* &* +@all\n")
+
+    server.prepare = prepare
+    return server
+
+
 class Stack:
     """The parts of one test session; ``named`` gives the same parts with topics and a model key of its own.
 
@@ -60,13 +76,13 @@ class Stack:
     """
 
     def __init__(self, run_dir: Path, **overrides: Any) -> None:
-        kafka, controller, redis, flink, rpc, page = (free_port() for _ in range(6))
+        kafka, controller, redis_port, flink, rpc, page = (free_port() for _ in range(6))
         self.given: dict[str, Any] = {
             "run_dir": run_dir,
             "model_signing_key_file": run_dir / "signing.key",
             "kafka_bootstrap_servers": f"127.0.0.1:{kafka}",
             "kafka_controller_port": controller,
-            "redis_port": redis,
+            "redis_port": redis_port,
             "flink_port": flink,
             "flink_rpc_port": rpc,
             "page_port": page,
@@ -147,6 +163,10 @@ class Stack:
         if self.guard and self.guard.stdin:
             self.guard.stdin.close()
             self.guard.wait()
+
+    def redis_admin(self) -> redis.Redis:
+        """Return a client of the user who may configure this run's Redis."""
+        return redis.Redis(**self.settings.redis_client() | {"username": "admin", "password": ADMIN_PASSWORD})
 
     # --- the job ---
 

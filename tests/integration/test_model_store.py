@@ -287,12 +287,12 @@ def test_a_lease_of_another_type_is_said_in_a_sentence(store, key):
 def test_a_redis_out_of_memory_takes_nothing_of_a_commit(store, redis, monkeypatch):
     monkeypatch.setattr("model_store.RETRY_SECONDS", 0.5)
     first = store.commit(None, meta(1), MODEL, b"state")
-    store.redis.config_set("maxmemory", 1)
+    redis.redis_admin().config_set("maxmemory", 1)
     try:
         with pytest.raises(StoreError, match="has taken no commit"):
             store.commit(first, meta(2), MODEL + b"2", b"other")
     finally:
-        store.redis.config_set("maxmemory", 0)
+        redis.redis_admin().config_set("maxmemory", 0)
     assert store.read(with_state=True) == first
     store.commit(first, meta(2), MODEL + b"2", b"other")
 

@@ -709,12 +709,12 @@ def test_a_redis_that_stays_away_fails_the_task_with_a_sentence_and_loses_nothin
     send(loop, 0, 100)
     task = tasks()
     feed(task, 0, 50)
-    task.store.redis.config_set("maxmemory", 1)
+    loop.redis_admin().config_set("maxmemory", 1)
     try:
         with pytest.raises(AwayError, match="no sample is lost"):
             feed(task, 50, 100)
     finally:
-        task.store.redis.config_set("maxmemory", 0)
+        loop.redis_admin().config_set("maxmemory", 0)
     feed(tasks(), 50, 100)
     assert task.store.read().meta.samples == 100
 

