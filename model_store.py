@@ -31,6 +31,12 @@ from settings import Settings, SettingsError
 RETRY_SECONDS = 20  # how long a batch waits for Redis before the task fails to Flink's restart strategy
 STATE_PAGE = 4096  # bytes; a commit writes only the pages of the state that changed
 LIBRARIES = ("scikit-learn", "numpy")
+REFUSALS = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ClusterDownError,
+)
 T = TypeVar("T")
 ID_TIME = "%Y%m%dT%H%M%S.%fZ"
 # The name of a submission; those of earlier versions have no fraction of a second.
@@ -412,6 +418,8 @@ def is_away(error: BaseException) -> bool:
     if isinstance(error, redis.AuthenticationError):
         return False
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return True
+    if isinstance(error, REFUSALS):  # redis-py takes the word off these errors' texts
         return True
     refusals = ("OOM ", "READONLY", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "LOADING")
     return isinstance(error, redis.ResponseError) and any(word in str(error) for word in refusals)

@@ -501,7 +501,8 @@ def test_children_ask_this_machine_without_a_proxy(given, expected, monkeypatch)
 
 
 def test_a_path_is_written_into_kafkas_properties_in_ascii():
-    assert local_parts.escaped(Path("/run é😀\\ü")) == "/run \\u00e9\\ud83d\\ude00\\\\\\u00fc"
+    written = local_parts.java_property("/run é😀\\ü")
+    assert written == "/run\\u0020\\u00e9\\ud83d\\ude00\\u005c\\u00fc"
 
 
 # --- folders ---------------------------------------------------------------------------------------------------
