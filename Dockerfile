@@ -7,8 +7,8 @@ ENV PATH=/app/.local/venv/bin:$PATH
 COPY requirements.txt .
 RUN pip install --no-cache-dir -r requirements.txt
 COPY . .
-# java/kafka is left out by .dockerignore: of the jars only the connector and its zstd come along, checked against its lock.
-RUN python -c "from settings import settings; import local_parts; local_parts.get_java_parts(); \
+# local/java/kafka is left out by .dockerignore: of the jars only the connector and its zstd come along, checked against its lock.
+RUN python -c "from settings import settings; from local import parts as local_parts; local_parts.get_java_parts(); \
         local_parts.prepare_flink(settings()); local_parts.write_flink_launcher()"
 
 FROM python:3.11-slim-bookworm

@@ -37,7 +37,7 @@ from confluent_kafka import (
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 from tqdm import tqdm
 
-from messages import DIGITS, MAX_MESSAGE_BYTES, Format, load_format
+from loop.messages import DIGITS, MAX_MESSAGE_BYTES, Format, load_format
 from settings import Settings, SettingsError, settings
 
 ONE_PASS = 1797  # samples in the data set

@@ -4,8 +4,8 @@ flink run -m localhost:8081 -py online_learning.py
 """
 
 import sys
-from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import redis
 from kafka.errors import KafkaError
@@ -15,22 +15,21 @@ from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.java_gateway import get_gateway
 from pyflink.table import StreamTableEnvironment
 
-from learner import LearnerError, new_learner
-from lease import STARTING_MS, Lease, new_submission
-from leftovers import (
+from learners.learner import LearnerError, new_learner
+from loop.archive import write_archive
+from loop.lease import STARTING_MS, Lease, new_submission
+from loop.messages import load_format
+from loop.model_store import ModelStore, StoreError
+from loop.topic_log import SourceLogError
+from loop.transactions import (
     MODEL_HEADER,
     end_leftovers,
     start_at_the_model,
     submissions_in,
     transactional_prefix,
 )
-from messages import load_format
-from model_store import ModelStore, StoreError
 from settings import Settings, SettingsError, jaas_text, needs_jaas_text, settings
-from source_log import SourceLogError
 from udf_model import online_learner
-
-HERE = Path(__file__).resolve().parent
 
 OPTIONS = {
     "pipeline.name": "online_learning",
@@ -105,8 +104,11 @@ def main() -> None:
     try:
         _end_leftovers(env, config, store)
         table_env = StreamTableEnvironment.create(env)
-        _add_python_files(table_env, config)
-        build(table_env, config, lease.submission)
+        with TemporaryDirectory(prefix="online-learning-") as folder:
+            named = [name.partition(":")[0] for name in (config.learner, config.message_format) if ":" in name]
+            code = write_archive(Path(folder) / "online_learning.zip", named)
+            table_env.add_python_file(str(code))
+            build(table_env, config, lease.submission)
     except BaseException:
         lease.give_back()
         raise
@@ -215,16 +217,6 @@ def _end_leftovers(env: StreamExecutionEnvironment, config: Settings, store: Mod
     # One that names no submission is another version's: which transactions are its own is not known.
     if resumed := submissions_in(config, metadata):
         end_leftovers(config, resumed)
-
-
-def _add_python_files(table_env: StreamTableEnvironment, config: Settings) -> None:
-    """Send the workers the files beside this one that it has imported, and a learner's or format's own."""
-    named = {import_module(name.partition(":")[0]) for name in (config.learner, config.message_format) if ":" in name}
-    files = {Path(str(module.__file__)).resolve() for module in named}
-    loaded = (getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if name != "__main__")
-    files |= {path for path in (Path(file).resolve() for file in loaded if file) if path.parent == HERE}
-    for path in sorted(files):
-        table_env.add_python_file(str(path))
 
 
 if __name__ == "__main__":

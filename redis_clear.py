@@ -9,7 +9,7 @@ from io import TextIOWrapper
 import click
 import redis
 
-from model_store import ModelStore
+from loop.model_store import ModelStore
 from settings import SettingsError, settings
 
 

@@ -16,14 +16,14 @@ import numpy as np
 from flask import Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from drawing import DrawingError, features
 from forecast.page import blueprint as forecast_pages
-from model_store import ModelWatcher, Stored
-from page_guard import check_may_teach, feedback_limit, guard
-from page_http import MAX_BODY_BYTES, SENTENCES, serve
-from page_kafka import NewestSamples, NotTaughtError, Teacher
-from page_live import Live, TooManyClientsError, model_state
-from repeatable import hold_one_thread
+from learners.repeatable import hold_one_thread
+from loop.model_store import ModelWatcher, Stored
+from page.drawing import DrawingError, features
+from page.guard import check_may_teach, feedback_limit, guard
+from page.http import MAX_BODY_BYTES, SENTENCES, serve
+from page.live import Live, TooManyClientsError, model_state
+from page.teacher import NewestSamples, NotTaughtError, Teacher
 from settings import Settings, SettingsError
 from settings import settings as this_process_settings
 

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     )
 
     learner: str = Field("default", description="default, sgd, or module:factory of your own")
-    message_format: str = Field("messages:DIGITS", description="module:name of what a message holds")
+    message_format: str = Field("loop.messages:DIGITS", description="module:name of what a message holds")
 
     page_host: str = Field(
         "127.0.0.1", description="address that the page listens on; if not this machine's own, teaching needs a token"

@@ -15,9 +15,9 @@ import pandas as pd
 from pyflink.table import DataTypes
 from pyflink.table.udf import FunctionContext, ScalarFunction, udf
 
-from repeatable import hold_one_thread
+from learners.repeatable import hold_one_thread
+from loop.trainer import Learned, Trainer
 from settings import Settings, of_a_job
-from trainer import Learned, Trainer
 
 WINDOW_SECONDS = 10
 

@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import shuffle
 
-from messages import Format
+from loop.messages import Format
 from settings import settings
 
 CANCER = Format(n_features=30, low=0, high=10_000, n_classes=2, whole=False)

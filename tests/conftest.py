@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.stack import FLINK, Stack
-from tests.stack import chromium as find_chromium
+from harness.stack import FLINK, Stack
+from harness.stack import chromium as find_chromium
 
 
 @pytest.fixture(scope="session")

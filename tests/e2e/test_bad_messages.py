@@ -12,11 +12,11 @@ from confluent_kafka import KafkaException, Producer
 from sklearn.datasets import load_digits
 
 from data_producer import client_config
-from local_parts import MESSAGE_BYTES
-from messages import DIGITS, MAX_REJECTED_BYTES, BadMessageError
-from model_store import ModelStore, Stored
-from tests.e2e.proof import read_committed
-from tests.stack import Stack, until
+from harness.proof import read_committed
+from harness.stack import Stack, until
+from local.parts import MESSAGE_BYTES
+from loop.messages import DIGITS, MAX_REJECTED_BYTES, BadMessageError
+from loop.model_store import ModelStore, Stored
 
 X, LABELS = load_digits(return_X_y=True)
 LARGE = int(os.environ.get("LARGE_MESSAGES", "400"))  # more bytes than the TaskManager has outside its heap

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from benchmarks.faults import drawn
-from tests.e2e.faults import FAULTS, strike, trial
+from benchmarks.loop.faults import drawn
+from harness.faults import FAULTS, strike, trial
 
 SEED = random.SystemRandom().randrange(1 << 31)
 

@@ -9,14 +9,14 @@ import pytest
 from confluent_kafka import Producer
 from kafka import KafkaAdminClient
 
-import local_parts
-from local_job import Job
-from messages import DIGITS
-from model_store import ModelStore
-from source_log import SourceLog
-from tests.e2e.proof import read_committed
+from harness.proof import read_committed
+from harness.stack import FLINK, Stack, until
+from local import parts as local_parts
+from local.job import Job
+from loop.messages import DIGITS
+from loop.model_store import ModelStore
+from loop.topic_log import SourceLog
 from tests.e2e.test_loop import run
-from tests.stack import FLINK, Stack, until
 
 X = [i % 17 for i in range(64)]
 
@@ -62,7 +62,7 @@ def test_after_accept_the_next_run_gives_each_message_one_output(parts):
     until(log.topic_id, 30, "the topic is there")
     admin.close()
     produce(producer(stack), stack, "new", 150)
-    run(stack, "model_admin.py", "accept", "--yes")
+    run(stack, "admin.py", "accept", "--yes")
 
     job = Job(settings, threading.Event())
     job.submit()

@@ -6,10 +6,10 @@ import threading
 from kafka import KafkaProducer
 from sklearn.datasets import load_digits
 
-from local_job import Job
-from messages import DIGITS
-from model_store import ModelStore
-from tests.stack import Stack, make_stack, until
+from harness.stack import Stack, make_stack, until
+from local.job import Job
+from loop.messages import DIGITS
+from loop.model_store import ModelStore
 
 X, LABELS = load_digits(return_X_y=True)
 

@@ -9,9 +9,9 @@ import redis
 from kafka import KafkaConsumer
 from sklearn.datasets import load_digits
 
-from model_store import ModelStore
+from harness.stack import Stack, until
+from loop.model_store import ModelStore
 from settings import HERE
-from tests.stack import Stack, until
 
 X, Y = load_digits(return_X_y=True)
 

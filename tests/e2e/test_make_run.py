@@ -17,12 +17,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from local_job import restore_points
-from local_parts import VENV_BIN, environment, write_flink_launcher
-from local_process import port_is_free
-from model_store import ModelStore
+from harness.stack import Stack, until
+from local.job import restore_points
+from local.parts import VENV_BIN, environment, write_flink_launcher
+from local.process import port_is_free
+from loop.model_store import ModelStore
 from settings import HERE
-from tests.stack import Stack, until
 
 UP = 420  # seconds; a tenth of it where nothing else runs
 

@@ -14,10 +14,10 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sklearn.datasets import load_digits
 
 from data_producer import client_config
-from messages import DIGITS
+from harness.page import STROKES
+from harness.stack import Stack, until
+from loop.messages import DIGITS
 from tests import page as pages
-from tests.page import STROKES
-from tests.stack import Stack, until
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip

@@ -8,11 +8,11 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewPartitions
 from sklearn.datasets import load_digits
 
-from messages import DIGITS
-from model_store import ModelStore
-from source_log import SourceLog
-from tests.e2e.proof import Proof, read_committed
-from tests.stack import Stack, until
+from harness.proof import Proof, read_committed
+from harness.stack import Stack, until
+from loop.messages import DIGITS
+from loop.model_store import ModelStore
+from loop.topic_log import SourceLog
 
 X, LABELS = load_digits(return_X_y=True)
 

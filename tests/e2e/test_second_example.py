@@ -7,9 +7,9 @@ import numpy as np
 from sklearn.datasets import load_breast_cancer
 from sklearn.pipeline import Pipeline
 
-from model_store import ModelStore
+from harness.stack import Stack, until
+from loop.model_store import ModelStore
 from settings import HERE
-from tests.stack import Stack, until
 
 EXAMPLE = {
     "PYTHONPATH": str(HERE / "examples"),

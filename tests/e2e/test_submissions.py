@@ -6,10 +6,10 @@ from pathlib import Path
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from sklearn.datasets import load_digits
 
-from leftovers import MODEL_HEADER
-from messages import DIGITS
-from model_store import ModelStore
-from tests.stack import Stack, until
+from harness.stack import Stack, until
+from loop.messages import DIGITS
+from loop.model_store import ModelStore
+from loop.transactions import MODEL_HEADER
 
 X, LABELS = load_digits(return_X_y=True)
 

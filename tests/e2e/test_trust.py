@@ -15,12 +15,12 @@ from kafka import KafkaProducer
 from pydantic import SecretStr
 from sklearn.datasets import load_digits
 
-import local_parts
-from messages import DIGITS
-from model_store import ModelStore, Stored
+from harness.page import drawing, serving
+from harness.stack import Stack, free_port, make_stack, until
+from local import parts as local_parts
+from loop.messages import DIGITS
+from loop.model_store import ModelStore, Stored
 from settings import HERE, Settings
-from tests.page import drawing, serving
-from tests.stack import Stack, free_port, make_stack, until
 
 X, LABELS = load_digits(return_X_y=True)
 
@@ -96,7 +96,7 @@ def test_the_loop_runs_with_passwords_and_they_stand_nowhere_but_in_their_own_fi
     learned(guarded, 200)
     refused = [
         failing(guarded, "redis_clear.py", "x", REDIS_PASSWORD="wrong-" + hidden["REDIS_PASSWORD"]),
-        failing(guarded, "model_admin.py", "show", MODEL_SIGNING_KEY="wrong-" + hidden["the signing key"]),
+        failing(guarded, "admin.py", "show", MODEL_SIGNING_KEY="wrong-" + hidden["the signing key"]),
     ]
     for worker in own_processes(config.run_dir):  # a restart writes errors and stack traces
         if "pyflink.fn_execution" in worker:

@@ -8,10 +8,10 @@ from apache_beam.runners.worker.statesampler import StateSampler
 from apache_beam.utils.counters import CounterFactory
 from redis import Redis
 
-from benchmarks.measure import fill
-from messages import DIGITS, Format
-from tests.stack import Stack, until
-from trainer import Trainer
+from benchmarks.loop.measure import fill
+from harness.stack import Stack, until
+from loop.messages import DIGITS, Format
+from loop.trainer import Trainer
 from udf_model import end_bundles_at_once
 
 X = [i % 17 for i in range(64)]

@@ -11,9 +11,9 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from data_producer import ProducerError, Sender, passes, prepared_digits
-from messages import DIGITS, MAX_MESSAGE_BYTES, reject
+from harness.stack import Stack, free_port, until
+from loop.messages import DIGITS, MAX_MESSAGE_BYTES, reject
 from settings import HERE
-from tests.stack import Stack, free_port, until
 
 
 @pytest.fixture

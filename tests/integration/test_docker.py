@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 
-import local_parts
-from local_process import kill_session
+from harness.stack import free_port, until
+from local import parts as local_parts
+from local.process import kill_session
 from settings import HERE, Settings
-from tests.stack import free_port, until
 from tests.unit.test_docker import SERVICES, image_environment, site_packages
 
 

@@ -1,6 +1,6 @@
 """The zero fill on a real Flink, in this process's own Java."""
 
-from forecast.join import STRATEGIES, compare
+from benchmarks.forecast.join import STRATEGIES, compare
 from forecast.simulate import simulate
 
 

@@ -7,11 +7,11 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
-from lease import new_submission
-from leftovers import MODEL_HEADER, end_leftovers, submissions_in, topic_with_outputs, transactional_prefix
-from model_store import ModelStore
+from harness.stack import Stack, until
+from loop.lease import new_submission
+from loop.model_store import ModelStore
+from loop.transactions import MODEL_HEADER, end_leftovers, submissions_in, topic_with_outputs, transactional_prefix
 from settings import Settings
-from tests.stack import Stack, until
 
 OUTPUT = {"ts": "2026-01-01 00:00:00", "actual_y": 3, "predict_y": 3, "model_version": 7, "partition": 0, "offset": 40}
 REJECT = {"payload": "bm9wZQ==", "reason": "The message is not JSON.", "partition": 0, "offset": 30}

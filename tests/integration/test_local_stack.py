@@ -14,10 +14,10 @@ from kafka import KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.errors import MessageSizeTooLargeError
 
-from local_parts import MESSAGE_BYTES, get_jar, write_flink_launcher
-from local_process import StackError
+from harness.stack import make_stack, until
+from local.parts import MESSAGE_BYTES, get_jar, write_flink_launcher
+from local.process import StackError
 from settings import HERE
-from tests.stack import make_stack, until
 
 PASSWORD = 'a "quoted" \\ pässword $HOME #1'
 
@@ -91,7 +91,7 @@ def test_a_flink_command_that_is_ended_leaves_nothing_behind(flink, tmp_path):
 
 
 def test_a_jar_that_is_not_the_locked_one_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("local_parts.JAVA_PARTS", tmp_path)
+    monkeypatch.setattr("local.parts.JAVA_PARTS", tmp_path)
     entry = {"groupId": "org.jspecify", "artifactId": "jspecify", "version": "1.0.0", "sha256": "0" * 64}
     with pytest.raises(StackError, match=r"jspecify-1\.0\.0\.jar.*SHA-256 differs"):
         get_jar(tmp_path / "kafka" / "jspecify-1.0.0.jar", entry)
@@ -99,11 +99,12 @@ def test_a_jar_that_is_not_the_locked_one_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_first_run_without_a_network_is_one_sentence(tmp_path):
-    shutil.copy(HERE / "bootstrap.py", tmp_path)
+    (tmp_path / "local").mkdir()
+    shutil.copy(HERE / "local" / "bootstrap.py", tmp_path / "local")
     shutil.copy(HERE / "requirements.txt", tmp_path)
     nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
     out = subprocess.run(
-        [sys.executable, str(tmp_path / "bootstrap.py"), "local_stack.py", "run"],
+        [sys.executable, str(tmp_path / "local" / "bootstrap.py"), "-m", "local.stack", "run"],
         env=os.environ | nowhere, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert out.returncode == 1
@@ -115,7 +116,7 @@ def test_a_first_run_without_a_network_is_one_sentence(tmp_path):
 def test_the_lock_files_are_those_of_their_jgo_toml():
     from jgo.env import LockFile, compute_spec_hash
 
-    for spec in sorted(HERE.glob("java/*/jgo.toml")):
+    for spec in sorted(HERE.glob("local/java/*/jgo.toml")):
         locked = LockFile.load(spec.with_name("jgo.lock.toml"))
         assert locked.spec_hash == compute_spec_hash(spec)
         assert all(entry.sha256 for entry in locked.dependencies)
@@ -123,7 +124,7 @@ def test_the_lock_files_are_those_of_their_jgo_toml():
 
 def test_a_test_session_that_is_killed_leaves_nothing_running(tmp_path):
     code = (
-        "import os, pathlib, sys; from tests.stack import Stack; Stack(pathlib.Path(sys.argv[1])).start('redis');"
+        "import os, pathlib, sys; from harness.stack import Stack; Stack(pathlib.Path(sys.argv[1])).start('redis');"
         "print((pathlib.Path(sys.argv[1]) / 'pids' / 'redis').read_text().split()[0], flush=True); os.kill(os.getpid(), 9)"
     )
     out = subprocess.run(

@@ -1,4 +1,4 @@
-"""What model_admin.py does to a stored model, on a real Kafka and Redis; nothing of it beside a live job."""
+"""What admin.py does to a stored model, on a real Kafka and Redis; nothing of it beside a live job."""
 
 import pickle
 import secrets
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import model_admin
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -16,14 +17,13 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier, SGDRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
-import model_admin
-from learner import load_learner, sgd
-from messages import DIGITS
-from model_store import LeaseError, ModelStore, SignatureError
+from harness.stack import Stack, until
+from learners.learner import load_learner, sgd
+from loop.messages import DIGITS
+from loop.model_store import LeaseError, ModelStore, SignatureError
+from loop.topic_log import SourceLogError
 from settings import HERE, Settings
-from source_log import SourceLogError
 from tests.integration.test_trainer import feed, loop, remake_topic, send, tasks, weights
-from tests.stack import Stack, until
 
 X, Y = load_digits(return_X_y=True)
 __all__ = ["loop", "tasks"]  # fixtures
@@ -31,7 +31,7 @@ __all__ = ["loop", "tasks"]  # fixtures
 
 @pytest.fixture
 def admin(loop, monkeypatch):
-    """Return a caller of model_admin.py on the settings of ``loop`` or others; it raises what the command does."""
+    """Return a caller of admin.py on the settings of ``loop`` or others; it raises what the command does."""
 
     def call(*arguments: str, settings: Settings | None = None, answer: str = "") -> Result:
         monkeypatch.setattr(model_admin, "settings", lambda: settings or loop.settings)
@@ -65,7 +65,7 @@ def test_accept_beside_a_live_job_is_a_sentence_and_changes_nothing(loop, tasks)
     feed(task, 0, 50)
     before = task.store.read()
     done = subprocess.run(
-        [sys.executable, "model_admin.py", "accept", "--yes"], cwd=HERE, env=loop.env, capture_output=True, text=True
+        [sys.executable, "admin.py", "accept", "--yes"], cwd=HERE, env=loop.env, capture_output=True, text=True
     )
     assert done.returncode == 1
     assert "is running on the model" in done.stderr
@@ -328,7 +328,7 @@ def test_the_default_learner_is_not_signed_without_its_training_state(loop, admi
     file.write_bytes(pickle.dumps(fitted(sgd())))
     done = admin("sign", str(file), settings=changed(loop, learner="default"))
     assert done.exit_code == 1
-    assert "python model_admin.py resign" in done.output
+    assert "python admin.py resign" in done.output
 
 
 def test_a_model_signed_after_a_clear_goes_on_where_the_cleared_one_ended(loop, tasks, admin, tmp_path):

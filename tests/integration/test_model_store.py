@@ -6,8 +6,9 @@ import pytest
 import redis as redis_py
 from sklearn.linear_model import SGDClassifier
 
-from lease import Lease, new_submission
-from model_store import (
+from harness.stack import Stack, until
+from loop.lease import Lease, new_submission
+from loop.model_store import (
     ConflictError,
     IncompleteError,
     LeaseError,
@@ -19,9 +20,8 @@ from model_store import (
     StoreError,
     new_model_id,
 )
-from scores import Scores
+from loop.scores import Scores
 from settings import Settings
-from tests.stack import Stack, until
 
 MODEL = pickle.dumps(SGDClassifier())
 
@@ -271,7 +271,7 @@ def test_submissions_of_one_moment_differ_and_sort(store):
 
 
 def test_a_lease_without_an_end_runs_out(store, monkeypatch):
-    monkeypatch.setattr("lease.LEASE_MS", 200)
+    monkeypatch.setattr("loop.lease.LEASE_MS", 200)
     store.redis.set(store.keys[3], "out of a backup")
     Lease(store, new_submission(store)).take(1000)
 
@@ -285,7 +285,7 @@ def test_a_lease_of_another_type_is_said_in_a_sentence(store, key):
 
 
 def test_a_redis_out_of_memory_takes_nothing_of_a_commit(store, redis, monkeypatch):
-    monkeypatch.setattr("model_store.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("loop.model_store.RETRY_SECONDS", 0.5)
     first = store.commit(None, meta(1), MODEL, b"state")
     redis.redis_admin().config_set("maxmemory", 1)
     try:

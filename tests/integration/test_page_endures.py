@@ -14,12 +14,12 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import SGDClassifier
 
 from data_producer import client_config
-from messages import DIGITS
-from model_store import Meta, ModelStore, Stored, new_model_id
-from page_http import REQUEST_SECONDS, THREADS
-from source_log import SourceLog
-from tests.page import Page, a_model, commit, drawing, serving
-from tests.stack import Stack, until
+from harness.page import Page, a_model, commit, drawing, serving
+from harness.stack import Stack, until
+from loop.messages import DIGITS
+from loop.model_store import Meta, ModelStore, Stored, new_model_id
+from loop.topic_log import SourceLog
+from page.http import REQUEST_SECONDS, THREADS
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-import local_parts
+from harness.stack import make_stack
+from local import parts as local_parts
 from online_learning import kafka_properties, tables
 from settings import HERE, Settings, of_a_job
-from tests.stack import make_stack
 
 NASTY = "a'b''c\"d\\e\\u0041${env:HOME}$f#g%h{i}`j é"
 FOLDER = NASTY.replace("${env:HOME}", "")
@@ -136,8 +136,8 @@ def test_the_flink_command_runs_from_a_folder_of_any_name(tmp_path, monkeypatch)
     folder.mkdir()
     local_parts.get_java_parts()
     local_parts.prepare_flink(Settings(run_dir=folder / ".local"))
-    monkeypatch.setattr("local_parts.HERE", folder)
-    monkeypatch.setattr("local_parts.VENV_BIN", folder)
+    monkeypatch.setattr("local.parts.HERE", folder)
+    monkeypatch.setattr("local.parts.VENV_BIN", folder)
     argv = [str(local_parts.write_flink_launcher()), "--version"]
     done = subprocess.run(
         argv, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}, capture_output=True, text=True, check=False

@@ -7,10 +7,10 @@ import redis as redis_py
 from click.testing import CliRunner
 
 import redis_clear
-from lease import Lease, new_submission
-from model_store import Meta, ModelStore
+from harness.stack import Stack, make_stack
+from loop.lease import Lease, new_submission
+from loop.model_store import Meta, ModelStore
 from settings import HERE
-from tests.stack import Stack, make_stack
 
 
 @pytest.fixture(scope="module")

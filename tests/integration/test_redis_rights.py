@@ -7,10 +7,10 @@ import sys
 import pytest
 import redis as client
 
-from model_store import ModelStore
+from harness.page import a_model, commit
+from harness.stack import make_stack
+from loop.model_store import ModelStore
 from settings import HERE, Settings
-from tests.page import a_model, commit
-from tests.stack import make_stack
 
 REFUSED = [
     "CONFIG SET dir /tmp", "CONFIG GET *", "CONFIG REWRITE", "CONFIG RESETSTAT", "MODULE LOAD /tmp/x.so", "MODULE LIST",

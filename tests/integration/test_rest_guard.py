@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 from playwright.sync_api import sync_playwright
 
-from tests.stack import Stack
+from harness.stack import Stack
 
 JOB = "0" * 32
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}

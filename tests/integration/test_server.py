@@ -19,12 +19,12 @@ import requests
 from confluent_kafka import Consumer, TopicPartition
 
 from data_producer import client_config
-from model_store import ModelStore
-from page_http import MAX_BODY_BYTES
-from page_live import MAX_CLIENTS
+from harness.page import Page, a_model, commit, drawing, serving
+from harness.stack import Stack, free_port, until
+from loop.model_store import ModelStore
+from page.http import MAX_BODY_BYTES
+from page.live import MAX_CLIENTS
 from settings import HERE
-from tests.page import Page, a_model, commit, drawing, serving
-from tests.stack import Stack, free_port, until
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,16 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 from sklearn.datasets import load_digits
 from sklearn.linear_model import SGDClassifier
 
-from learner import new_learner
-from lease import LEASE_MS, RENEW_SECONDS, new_submission
-from leftovers import start_at_the_model
-from local_parts import create_topics
-from messages import DIGITS
-from model_store import AwayError, ModelStore
+from harness.stack import Stack, until
+from learners.learner import new_learner
+from local.parts import create_topics
+from loop.lease import LEASE_MS, RENEW_SECONDS, new_submission
+from loop.messages import DIGITS
+from loop.model_store import AwayError, ModelStore
+from loop.topic_log import SourceLog
+from loop.trainer import StopJob, Trainer
+from loop.transactions import start_at_the_model
 from settings import HERE
-from source_log import SourceLog
-from tests.stack import Stack, until
-from trainer import StopJob, Trainer
 
 X, Y = load_digits(return_X_y=True)
 
@@ -422,7 +422,7 @@ def test_an_accepted_model_refuses_a_flink_that_begins_later(loop, tasks):
 
 
 def accept(loop: Stack) -> None:
-    done = subprocess.run([sys.executable, "model_admin.py", "accept", "--yes"], cwd=HERE, env=loop.env)
+    done = subprocess.run([sys.executable, "admin.py", "accept", "--yes"], cwd=HERE, env=loop.env)
     assert done.returncode == 0
 
 
@@ -548,7 +548,7 @@ def test_a_topic_made_anew_stops_the_next_start_with_a_sentence(loop, tasks):
     task.close()
     remake_topic(loop)
     send(loop, 0, 100)
-    with pytest.raises(StopJob, match=r"was deleted and made again .* python model_admin.py accept"):
+    with pytest.raises(StopJob, match=r"was deleted and made again .* python admin.py accept"):
         tasks()
 
 
@@ -705,7 +705,7 @@ def test_a_batch_waits_for_a_redis_that_is_away_and_is_learned_once(parts, loop,
 
 
 def test_a_redis_that_stays_away_fails_the_task_with_a_sentence_and_loses_nothing(loop, tasks, monkeypatch):
-    monkeypatch.setattr("model_store.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("loop.model_store.RETRY_SECONDS", 0.5)
     send(loop, 0, 100)
     task = tasks()
     feed(task, 0, 50)

@@ -21,7 +21,7 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from learner import Learner
+from learners.learner import Learner
 
 
 def normalised() -> Pipeline:

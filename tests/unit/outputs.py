@@ -1,6 +1,6 @@
 """What the job sends out, one message at a time."""
 
-from messages import predictions
+from loop.messages import predictions
 
 
 def prediction(document: bytes, predicted: float | None, version: int | None, partition: int, offset: int,

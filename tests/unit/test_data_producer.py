@@ -18,7 +18,7 @@ from data_producer import (
     prepared_digits,
     reject_to_edit,
 )
-from messages import DIGITS, reject
+from loop.messages import DIGITS, reject
 from settings import Settings
 from tests.unit.outputs import prediction
 

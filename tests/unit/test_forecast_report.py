@@ -6,10 +6,11 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from forecast import baselines, daily, measure, report
+from benchmarks.forecast import measure, report
+from forecast import baselines, daily
 from settings import HERE
 
-FIGURES = HERE / "benchmarks" / "forecast.json"
+FIGURES = HERE / "benchmarks" / "results" / "forecast.json"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_an_unknown_step_is_refused():
     assert "the steps are days" in CliRunner().invoke(report.main, ["--steps", "dayz"]).output
 
 
-@pytest.mark.skipif(not FIGURES.exists(), reason="needs benchmarks/forecast.json: make forecast writes it")
+@pytest.mark.skipif(not FIGURES.exists(), reason="needs benchmarks/results/forecast.json: make forecast writes it")
 def test_the_readme_shows_the_tables_of_the_measured_figures():
     readme = (HERE / "forecast" / "README.md").read_text()
     for title, part in report.text(json.loads(FIGURES.read_text())).items():

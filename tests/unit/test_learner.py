@@ -12,11 +12,11 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.preprocessing import StandardScaler
 
-from digit_learner import MEMORY, DigitLearner, distorted
-from digit_model import DigitClassifier
-from learner import LearnerError, load_learner, new_learner
-from model_store import STATE_PAGE, Meta, ModelFormatError, unpickle
-from repeatable import dumps
+from learners.digit_learner import MEMORY, DigitLearner, distorted
+from learners.digit_model import DigitClassifier
+from learners.learner import LearnerError, load_learner, new_learner
+from learners.repeatable import dumps
+from loop.model_store import STATE_PAGE, Meta, ModelFormatError, unpickle
 from settings import HERE
 from tests.unit.learners import REFUSED, served
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 
-from learner import Learner, load_learner, new_learner
+from learners.learner import Learner, load_learner, new_learner
 from tests.unit.learners import served
 
 CLASSES = np.arange(10)

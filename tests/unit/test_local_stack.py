@@ -15,14 +15,14 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-import local_parts
-from local_job import KEPT, Job, prune_restore_points, reason, restore_points, set_restore_points_aside
-from local_process import LOG_BYTES, Part, StackError, end_leftovers, port_is_free, start_of
-from local_stack import MADE, LocalStack, Meter, Unit, alone
-from model_store import Meta
+from harness.stack import free_port, until
+from local import parts as local_parts
+from local.job import KEPT, Job, prune_restore_points, reason, restore_points, set_restore_points_aside
+from local.process import LOG_BYTES, Part, StackError, end_leftovers, port_is_free, start_of
+from local.stack import MADE, LocalStack, Meter, Unit, alone
+from loop.model_store import Meta
 from settings import HERE, Settings, SettingsError
 from settings import settings as this_process_settings
-from tests.stack import free_port, until
 
 FAMILY = ["bash", "-c", "sleep 600 & echo $! > {child}; wait"]  # a process and a child that would outlive it
 
@@ -259,7 +259,7 @@ def test_what_dies_at_once_again_waits_longer(tmp_path):
 
 @pytest.mark.parametrize("version", [(3, 10, 13), (3, 13, 0)])
 def test_an_unsupported_python_is_one_sentence(version):
-    code = f"import sys, runpy; sys.version_info = {version}; runpy.run_path('bootstrap.py', run_name='__main__')"
+    code = f"import sys, runpy; sys.version_info = {version}; runpy.run_path('local/bootstrap.py', run_name='__main__')"
     out = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=False)
     assert out.returncode == 1
     assert out.stderr.startswith("This project runs on Python 3.11 or 3.12")
@@ -381,7 +381,7 @@ def test_a_log_that_cannot_be_copied_is_emptied(tmp_path):
 
 
 SAY = (
-    "import sys, threading; from local_stack import Line; stopping = threading.Event(); line = Line(stopping);"
+    "import sys, threading; from local.stack import Line; stopping = threading.Event(); line = Line(stopping);"
     "sys.stdin.read(); line.say('one'); line.say('two'); line.show('three', []);"
     "sys.stderr.write(str(stopping.is_set()))"
 )
@@ -458,16 +458,16 @@ def test_several_kafka_addresses_may_have_blanks_between_them():
 
 
 PROGRAMS = [
-    ["local_stack.py", "run"],
+    ["-m", "local.stack", "run"],
     ["data_producer.py"],
     ["server.py"],
     ["redis_clear.py", "--yes"],
-    ["model_admin.py", "show"],
+    ["admin.py", "show"],
     ["online_learning.py"],
 ]
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program[0])
+@pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
 def test_every_program_says_a_broken_kafka_address_in_a_sentence(tmp_path, program):
     env = os.environ | {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:99999", "RUN_DIR": str(tmp_path)}
     out = subprocess.run(
@@ -510,7 +510,7 @@ def test_a_path_is_written_into_kafkas_properties_in_ascii():
 
 def start_make_run(run_dir: str, *argv: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, str(HERE / "bootstrap.py"), *(argv or ("local_stack.py", "run"))],
+        [sys.executable, str(HERE / "local/bootstrap.py"), *(argv or ("-m", "local.stack", "run"))],
         cwd="/",
         env=os.environ | {"RUN_DIR": run_dir},
         capture_output=True,
@@ -585,7 +585,8 @@ def project(tmp_path) -> Path:
     (copy / ".local").mkdir(parents=True)
     for file in [*HERE.glob("*.py"), HERE / "requirements.txt"]:
         shutil.copy(file, copy)
-    shutil.copytree(HERE / "java", copy / "java")
+    for package in ("learners", "local", "loop"):
+        shutil.copytree(HERE / package, copy / package)
     (copy / ".local" / "venv").symlink_to(HERE / ".local" / "venv")
     return copy
 
@@ -593,7 +594,11 @@ def project(tmp_path) -> Path:
 def clean(project: Path) -> subprocess.CompletedProcess:
     env = {name: value for name, value in os.environ.items() if name != "RUN_DIR"}
     return subprocess.run(
-        [sys.executable, str(project / "bootstrap.py"), "--clean"], env=env, capture_output=True, text=True, check=False
+        [sys.executable, str(project / "local/bootstrap.py"), "--clean"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -623,7 +628,7 @@ def test_ctrl_c_ends_the_download_of_the_jars(project, tmp_path):
         ports = {name: str(free_port()) for name in ("REDIS_PORT", "FLINK_PORT", "FLINK_RPC_PORT", "PAGE_PORT")}
         ports |= {"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}", "KAFKA_CONTROLLER_PORT": str(free_port())}
         process = subprocess.Popen(
-            [sys.executable, "local_stack.py", "run"],
+            [sys.executable, "-m", "local.stack", "run"],
             cwd=project,
             env=os.environ | ports | {"RUN_DIR": str(tmp_path / "run"), "HTTPS_PROXY": proxy, "https_proxy": proxy},
             start_new_session=True,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from messages import (
+from loop.messages import (
     ADDED,
     DIGITS,
     MAX_MESSAGE_BYTES,
@@ -197,8 +197,9 @@ def test_a_format_of_fractions_takes_whole_and_broken_numbers():
 
 
 def test_a_format_is_found_by_name_and_a_wrong_name_is_said():
-    assert load_format("messages:DIGITS") is DIGITS
-    for name in ("messages", "messages:NONE", "no_such_module:X", ""):
+    assert load_format("loop.messages:DIGITS") is DIGITS
+    assert load_format("messages:DIGITS") is DIGITS  # as it was called before 0.2.0
+    for name in ("loop.messages", "loop.messages:NONE", "no_such_module:X", ""):
         with pytest.raises(ValueError, match="MESSAGE_FORMAT"):
             load_format(name)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messages import ADDED, DIGITS, MAX_DEPTH, Format
+from loop.messages import ADDED, DIGITS, MAX_DEPTH, Format
 
 X = [i % 17 for i in range(64)]
 GOOD = DIGITS.sample(X, 3, ts="2026-01-02 03:04:05")

@@ -40,7 +40,7 @@ def test_every_option_it_names_is_there():
     asked: dict[tuple[str, str], str] = {}
     for script, word, rest in commands:
         assert (HERE / script).is_file(), script
-        group = (script, word.strip()) if script == "model_admin.py" else (script, "")
+        group = (script, word.strip()) if script == "admin.py" else (script, "")
         if group not in asked:
             call = [sys.executable, script, *filter(None, [group[1]]), "--help"]
             asked[group] = subprocess.run(call, cwd=HERE, capture_output=True, text=True, check=True, timeout=60).stdout

@@ -1,7 +1,7 @@
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-from scores import Scores
+from loop.scores import Scores
 
 CLASSES = np.arange(10)
 

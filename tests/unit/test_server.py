@@ -5,11 +5,11 @@ from urllib.parse import urljoin
 import numpy as np
 import pytest
 
-from page_guard import feedback_limit
-from page_live import MAX_CLIENTS, MAX_POINTS, History, Live, weight_pictures
+from harness.page import a_model, drawing
+from page.guard import feedback_limit
+from page.live import MAX_CLIENTS, MAX_POINTS, History, Live, weight_pictures
 from server import create_app, prediction
 from settings import Settings
-from tests.page import a_model, drawing
 
 SEVEN = {"imgStr": drawing(7)}
 LABELLED = SEVEN | {"actual_y": "7"}

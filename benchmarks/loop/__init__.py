@@ -1,0 +1,1 @@
+"""Speed, freshness and accuracy of the loop."""

@@ -1,0 +1,84 @@
+"""Load on the page, driven by Locust: 100 requests/s of drawings from the benchmark's own stroke set.
+
+Run it with `make bench-page` beside a `make run` whose producer sends 1,000 samples/s (PRODUCER_RATE=1000 make run).
+"""
+
+import time
+
+import gevent
+import numpy as np
+from locust import FastHttpUser, events, task
+
+from benchmarks.loop.drawings import drawn, pens
+from loop.model_store import ModelStore
+from settings import settings
+
+DRAWINGS = 400
+RNG = np.random.default_rng()
+SAVED: dict[int, float] = {}  # when each version was committed, as Redis has it
+ANSWERED = {0: 0.0}  # when the first answer of each version was here
+
+
+def drawings() -> list[str]:
+    """Return drawings of pen movements, as a page sends them."""
+    rng = np.random.default_rng(0)
+    shapes = [shape for hand in pens().values() for shape in hand]
+    return [drawn(shapes[rng.integers(len(shapes))], rng) for _ in range(DRAWINGS)]
+
+
+SENT = drawings()
+gevent.get_hub().loop.update_now()  # else the seconds that took count as part of the run
+
+
+class Person(FastHttpUser):
+    """Draws once a second on average, as people come: each by themselves, not all in step."""
+
+    host = f"http://127.0.0.1:{settings().page_port}"
+
+    def wait_time(self) -> float:
+        """Return the seconds until the next drawing."""
+        return RNG.exponential()
+
+    def on_start(self) -> None:
+        """Wait for the first drawing, too."""
+        gevent.sleep(self.wait_time())
+
+    @task
+    def predict(self) -> None:
+        """Ask for one answer; anything but 201 is an error."""
+        number = RNG.integers(DRAWINGS)
+        with self.client.post("/predict", data={"imgStr": SENT[number]}, catch_response=True) as answer:
+            if answer.status_code != 201:
+                answer.failure(f"{answer.status_code} {answer.text:.200}")
+                return
+            model = answer.json()
+        if model["model_version"] > max(ANSWERED):
+            ANSWERED[model["model_version"]] = time.time()
+
+
+def follow_commits() -> None:
+    """Note when each version was committed."""
+    store = ModelStore(settings())
+    with store.redis.pubsub(ignore_subscribe_messages=True) as commits:
+        commits.subscribe(store.channel)
+        for _ in commits.listen():
+            version, saved_at = store.redis.hmget(store.keys[1], "version", "saved_at")
+            SAVED.setdefault(int(version or 0), float(saved_at or 0))
+
+
+@events.test_start.add_listener
+def _start(**_: object) -> None:
+    gevent.spawn(follow_commits)
+
+
+@events.quitting.add_listener
+def _summary(environment, **_: object) -> None:
+    total = environment.stats.get("/predict", "POST")
+    p50, p99 = (total.get_response_time_percentile(share) for share in (0.5, 0.99))
+    print(
+        f"{total.num_requests} requests, {total.total_rps:.0f}/s, p50 {p50} ms, p99 {p99} ms, errors {total.num_failures}"
+    )
+    ages = [1000 * (at - SAVED[version]) for version, at in ANSWERED.items() if version in SAVED]
+    if ages:
+        p50, p99, most = np.percentile(ages, [50, 99, 100])
+        print(f"{len(ages)} models, committed to first answer: p50 {p50:.0f} ms, p99 {p99:.0f} ms, max {most:.0f} ms")

@@ -1,0 +1,1 @@
+"""Real components on free ports, for tests and benchmarks."""

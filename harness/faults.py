@@ -1,0 +1,514 @@
+"""Faults against the running job: real processes are killed, stopped and put back, while numbered messages stream in.
+
+``Trial`` runs the job; each function in ``FAULTS`` does one fault and what a person or ``make run`` does about it, and
+returns when the job learns again. ``Trial.prove`` then checks all that was promised (harness/proof.py).
+"""
+
+import contextlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+import requests
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.admin import NewPartitions
+
+from harness.page import Page, drawing
+from harness.proof import Proof
+from harness.redis_history import files
+from harness.redis_proxy import RedisProxy
+from harness.stack import FLINK, Stack, until
+from local import parts as local_parts
+from loop.model_store import ModelStore, Stored, StoreError
+from loop.topic_log import SourceLog
+from settings import HERE
+
+LONG = 240  # seconds that a busy machine may take for a recovery of seconds
+
+
+class Trial:
+    """The job, a producer and the page on a stack with names of its own; the job reaches Redis through a proxy."""
+
+    def __init__(self, parts: Stack, rng: random.Random, rate: float = 200, learner: str = "sgd") -> None:
+        self.parts = parts.start("kafka", "redis", *FLINK)
+        self.rng, self.rate = rng, rate
+        self.stack = parts.named(learner=learner)
+        self.settings = self.stack.settings
+        self.proxy = RedisProxy(self.settings.redis_port)
+        self.store, self.log = ModelStore(self.settings), SourceLog(self.settings)
+        self.redis_folder = self.settings.run_dir / "redis"
+        self.proof = Proof(self.settings, self.redis_folder)
+        self.jobs: list[str] = []
+        self.sent_from = 1
+        self.producer: subprocess.Popen | None = None
+        self.page: Page | None = None
+        self.page_problems: list[str] = []
+        self._watching = threading.Event()
+        self.keep_the_whole_history()
+
+    def keep_the_whole_history(self) -> None:
+        """Have Redis not rewrite its append-only file, in which the proof reads every commit."""
+        self.store.redis.config_set("auto-aof-rewrite-percentage", 0)
+
+    # -- what streams, learns and answers ---------------------------------------------------------------------------
+
+    def start(self, page: bool = True) -> "Trial":
+        """Start the producer, the job and the page, and return when the job learns."""
+        self.produce()
+        self.submit()
+        if page:
+            self.page = Page(self.stack)
+            self._watching.set()
+            threading.Thread(target=self._watch_page, args=(self.page,), daemon=True).start()
+        self.recovered()
+        return self
+
+    def close(self) -> None:
+        """End what this trial started; the parts go on."""
+        self._watching.clear()
+        self.stop_producing()
+        if self.page and self.page.process:
+            self.page.process.kill()
+            self.page.process.communicate()
+        with contextlib.suppress(OSError):  # a JobManager that is down has no jobs
+            self.cancel()
+        self.proxy.close()
+        self.log.close()
+
+    def produce(self) -> None:
+        """Start the producer; each one numbers from a million of its own."""
+        argv = [sys.executable, "-m", "harness.numbered_producer", str(self.sent_from), str(self.rate)]
+        self.sent_from += 1_000_000
+        self.producer = subprocess.Popen(argv, cwd=HERE, env=self.stack.env)
+
+    def stop_producing(self) -> None:
+        """SIGKILL the producer."""
+        if self.producer:
+            self.producer.kill()
+            self.producer.wait()
+
+    def submit(self, restore: Path | str | None = None) -> str:
+        """Submit the job, from a savepoint or checkpoint or (where predictions may repeat) from the group's offsets."""
+        again = self.unfinished()
+        job = self.stack.submit_job(restore=restore, REDIS_PORT=str(self.proxy.port))
+        self.jobs.append(job)
+        if restore is None:  # the submission may have moved the group back, over transactions that were left open
+            self.proof.again |= again | self.unfinished()
+        return job
+
+    def unfinished(self) -> set[tuple[str, int, int]]:
+        """Return the places that the model has learned and the consumer group has not committed."""
+        stored = self.stored()
+        if stored is None:
+            return set()
+        committed = self.log.committed()
+        places = {p: range(committed.get(p, 0), end) for p, end in (stored.meta.progress or stored.meta.starts).items()}
+        return {(stored.meta.topic_id, p, offset) for p, offsets in places.items() for offset in offsets}
+
+    def cancel(self, *jobs: str) -> None:
+        """Cancel what runs, or is about to run again, of these or all of this trial's jobs."""
+        for job in jobs or self.jobs:
+            with contextlib.suppress(OSError):  # a JobManager that was started anew doesn't know it
+                if self.stack.job_state(job) not in ("CANCELED", "FAILED", "FINISHED"):
+                    self.stack.cancel_job(job)
+
+    def newest_checkpoint(self) -> Path:
+        """Return the newest completed checkpoint of any of the jobs."""
+        folder = self.settings.run_dir / "checkpoints"
+
+        def completed() -> list[Path]:
+            return [path for job in self.jobs for path in (folder / job).glob("chk-*/_metadata")]
+
+        # After an accept there is none until the job has made its first.
+        found = until(completed, 60, "a checkpoint is completed")
+        return max(found, key=lambda path: path.stat().st_mtime).parent
+
+    def workers(self) -> list[psutil.Process]:
+        """Return the Python workers of the TaskManager that runs now, and of those before it that still live."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                ours = process.environ().get("RUN_DIR") == str(self.settings.run_dir)
+                if ours and "pyflink.fn_execution" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    def stored(self) -> Stored | None:
+        """Return what Redis holds, None where that can't be read now."""
+        with contextlib.suppress(redis.RedisError, StoreError):
+            return self.store.read()
+        return None
+
+    def recovered(self, seconds: float = LONG) -> float:
+        """Return after how many seconds the job has learned what was in the topic just now, and a message more."""
+        begin = time.monotonic()
+        ends = until(self.log.bounds, seconds, "Kafka answers")
+        behind: dict[int, int] = {}
+
+        def learned() -> bool:
+            stored = self.stored()
+            progress = stored.meta.progress if stored and not stored.cleared else {}
+            behind.update({p: end + 1 - progress.get(p, 0) for p, (_, end) in ends.items()})
+            return all(left <= 0 for left in behind.values())
+
+        try:
+            until(learned, seconds, "the job learns again")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; behind by {behind}; {self._told(self.jobs[-1])}") from None
+        return time.monotonic() - begin
+
+    def stopped_with(self, sentence: str, job: str | None = None) -> None:
+        """Return when the job was failed with this sentence; a TaskManager that died with it comes back, as by make run."""
+        job = job or self.jobs[-1]
+
+        def told() -> bool:
+            # Where the connector closes a producer that was fenced, it may throw, and Flink then ends the whole TaskManager.
+            self.parts.start("taskmanager")
+            return sentence in self.stack.exceptions(job)
+
+        try:
+            until(told, LONG, f"the job says: {sentence}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {self._told(job)}") from None
+
+    def _told(self, job: str) -> str:
+        return f"the job is {self.stack.job_state(job)} and said: {self.stack.exceptions(job)[:3000]}"
+
+    def admin(self, *command: str) -> str:
+        """Run one of the project's commands to its end and return what it printed."""
+        done = subprocess.run([sys.executable, *command], cwd=HERE, env=self.stack.env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def keep(self) -> None:
+        """Remember messages and commits before one of them is deleted."""
+        self.proof.keep(self.log.topic_id())
+
+    def _watch_page(self, page: Page) -> None:
+        """Ask the page for its model and for an answer, without end; note each step back and each 500."""
+        newest = ("", 0)
+        while self._watching.is_set():
+            with contextlib.suppress(requests.RequestException, KeyError):  # killed, or no model yet
+                status, model = page.get("/model")
+                if status >= 500 and status != 503:
+                    self.page_problems.append(f"GET /model: {status}")
+                if (model["model_id"], model["version"]) < newest:
+                    self.page_problems.append(f"{model['model_id']}:{model['version']} after {newest}")
+                newest = max(newest, (model["model_id"], model["version"]))
+                status, answer = page.post("/predict", imgStr=drawing(3))
+                if status != 201:
+                    self.page_problems.append(f"POST /predict: {status} {answer}")
+            time.sleep(0.2)
+
+    def prove(self) -> tuple[int, int, int]:
+        """Let the job finish what is there and check everything; returns (messages, lost, learned twice)."""
+        self.stop_producing()
+        ends = {p: end for p, (_, end) in self.log.bounds().items()}
+
+        def all_learned() -> bool:
+            stored = self.stored()
+            return stored is not None and stored.meta.progress == ends
+
+        until(all_learned, LONG, "the job has learned everything")
+        until(lambda: self.log.committed() == ends, LONG, "a checkpoint holds everything")
+        self.keep()
+        stored = self.store.read(with_state=True)
+        assert stored
+        assert stored.meta.commit_id == list(self.proof.commits)[-1], "the last commit is the stored model"
+        assert not self.page_problems, self.page_problems[:5]
+        until(self._outputs_hold, 60, "each message has one output")
+        return len(self.proof.messages), *self.proof.lost_and_twice()
+
+    def _outputs_hold(self) -> bool:
+        self.proof.check_outputs()
+        return True
+
+
+@contextlib.contextmanager
+def trial(parts: Stack, seed: int, **options) -> Iterator[Trial]:
+    """Run the job while the block runs."""
+    running = Trial(parts, random.Random(seed), **options)  # noqa: S311 - draws faults
+    try:
+        yield running.start()
+    finally:
+        running.close()
+
+
+# --- the faults ----------------------------------------------------------------------------------------------------
+
+
+def kill_worker(t: Trial) -> None:
+    for worker in t.workers():
+        worker.kill()
+
+
+def kill_taskmanager(t: Trial) -> None:
+    t.parts.kill("taskmanager")
+    t.parts.start("taskmanager")
+
+
+def kill_jobmanager(t: Trial) -> None:
+    """As make run does: without high availability the job is gone, and comes back from its newest checkpoint."""
+    t.parts.kill("jobmanager")
+    t.parts.restart(*FLINK)
+    t.submit(t.newest_checkpoint())
+
+
+def kill_kafka(t: Trial) -> None:
+    t.parts.kill("kafka")
+    t.parts.start("kafka")
+
+
+def kill_redis(t: Trial) -> None:
+    t.parts.kill("redis")
+    t.parts.start("redis")
+    t.keep_the_whole_history()
+
+
+def kill_producer(t: Trial) -> None:
+    t.stop_producing()
+    t.produce()
+
+
+def kill_page(t: Trial) -> None:
+    if t.page and t.page.process:
+        t.page.process.kill()
+        t.page.process.communicate()
+        t.page.start()
+
+
+def pause_a_part(t: Trial) -> None:
+    """SIGSTOP one of the parts for 10 s."""
+    name = t.rng.choice(["worker", "taskmanager", "jobmanager", "kafka", "redis"])
+    stopped = t.workers() if name == "worker" else [psutil.Process(t.parts.parts[name].process.pid)]  # type: ignore[union-attr]
+    for process in stopped:
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(10)
+    for process in stopped:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGCONT)
+
+
+def stop_redis_for_20_s(t: Trial) -> None:
+    t.parts.stop("redis")
+    time.sleep(20)
+    t.parts.start("redis")
+    t.keep_the_whole_history()
+
+
+def submit_a_second_job(t: Trial) -> None:
+    """The second ends with a sentence, before it touches a transaction of the first."""
+    with pytest.raises(AssertionError, match="Another submission of this job"):
+        t.stack.submit_job()
+
+
+def wake_a_stale_task(t: Trial) -> None:
+    """The first task sleeps until its lease is gone, another job starts, the first wakes up."""
+    stopped, first = t.workers(), t.jobs[-1]
+    for process in stopped:
+        process.send_signal(signal.SIGSTOP)
+    until(lambda: not t.store.redis.exists(t.store.keys[3]), 60, "the lease is gone")
+    t.submit()
+    t.recovered()
+    for process in stopped:
+        process.send_signal(signal.SIGCONT)
+    t.stopped_with("submission of this job", first)
+    t.cancel(first)
+
+
+def clear_the_model(t: Trial) -> None:
+    t.keep()
+    t.admin("redis_clear.py", t.settings.model_key)
+
+
+def copy_redis(t: Trial) -> Path:
+    """Return a copy of Redis's append-only file as it is now, which the kernel may have cut inside a commit."""
+    copy = t.settings.run_dir / "redis-before"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(t.redis_folder, copy, ignore=shutil.ignore_patterns("*.new"))
+    return copy
+
+
+def put_redis_back(t: Trial, copy: Path) -> None:
+    t.parts.kill("redis")
+    t.keep()
+    for path in files(copy):
+        shutil.copyfile(path, t.redis_folder / path.relative_to(copy))
+    t.parts.start("redis")
+    t.keep_the_whole_history()
+
+
+def roll_redis_back_under_the_job(t: Trial) -> None:
+    copy = copy_redis(t)
+    t.recovered()
+    time.sleep(t.rng.uniform(0, 4))
+    put_redis_back(t, copy)
+
+
+def roll_redis_back_while_the_job_is_down(t: Trial) -> None:
+    copy = copy_redis(t)
+    t.recovered()
+    wanted = {p: end for p, (_, end) in t.log.bounds().items()}
+    until(
+        lambda: all(t.log.committed().get(p, 0) >= end for p, end in wanted.items()), 60, "a checkpoint past the copy"
+    )
+    t.cancel()
+    put_redis_back(t, copy)
+    t.submit(t.newest_checkpoint())
+
+
+def lose_the_answer_to_a_commit(t: Trial) -> None:
+    cuts = t.proxy.cuts
+    t.proxy.cut.set()
+    until(lambda: t.proxy.cuts > cuts, 60, "an answer was lost")
+
+
+def cancel_and_submit_again(t: Trial) -> None:
+    """Without a checkpoint, as a person who doesn't know of any."""
+    t.cancel()
+    t.submit()
+
+
+def cancel_and_resume(t: Trial) -> None:
+    t.cancel()
+    t.submit(t.newest_checkpoint())
+
+
+def stop_with_a_savepoint(t: Trial) -> None:
+    job = t.jobs[-1]
+    trigger = t.stack.rest(f"/jobs/{job}/stop", {"drain": False})["request-id"]
+
+    def place() -> str | None:
+        answer = t.stack.rest(f"/jobs/{job}/savepoints/{trigger}")
+        return answer.get("operation", {}).get("location")
+
+    savepoint = until(place, LONG, "the savepoint is there")
+    t.stack.wait_for_job(job, "FINISHED")
+    t.submit(savepoint)
+
+
+def add_a_partition(t: Trial) -> None:
+    count = len(t.log.bounds()) + 1
+    with contextlib.closing(KafkaAdminClient(**t.settings.kafka_client())) as client:
+        client.create_partitions({t.settings.input_topic: NewPartitions(count)})
+    kill_producer(t)  # the new one sends to the new partition, too
+
+
+def delete_samples_under_a_stalled_reader(t: Trial) -> None:
+    """Retention takes samples that were not learned; the job says so, and a person accepts it."""
+    job = t.jobs[-1]
+    stopped = [psutil.Process(t.parts.parts["taskmanager"].process.pid), *t.workers()]  # type: ignore[union-attr]
+    for process in stopped:
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(8)
+    t.stop_producing()
+    ends = {p: end for p, (_, end) in t.log.bounds().items()}
+    t.keep()
+    for partition in ends:
+        delete_records(t, partition, ends[partition] - 5)
+    for process in stopped:
+        process.send_signal(signal.SIGCONT)
+    t.produce()
+    t.stopped_with("retention has deleted", job)
+    t.cancel()
+    accept(t)
+    t.submit()
+
+
+def delete_records(t: Trial, partition: int, before: int) -> None:
+    """Delete a partition's records below an offset, as retention does."""
+    with contextlib.closing(KafkaAdminClient(**t.settings.kafka_client())) as client:
+        client.delete_records({TopicPartition(t.settings.input_topic, partition): before})
+
+
+def make_the_topic_anew(t: Trial) -> None:
+    job, old = t.jobs[-1], t.log.topic_id()
+    t.stop_producing()
+    t.keep()
+    with contextlib.closing(KafkaAdminClient(**t.settings.kafka_client())) as client:
+        client.delete_topics([t.settings.input_topic])
+        until(lambda: t.settings.input_topic not in client.list_topics(), 30, "the topic is gone")
+    local_parts.create_topics(t.settings)
+    assert until(t.log.topic_id, 30, "the topic is there") != old
+    t.produce()
+    t.stopped_with("deleted and made again", job)
+    t.cancel()
+    accept(t)
+    t.submit()
+
+
+def accept(t: Trial) -> None:
+    """Let a person accept what was lost; places without a committed prediction can't be predicted any more."""
+    before = t.store.read()
+    assert before
+    t.proof.unpredicted |= t.unfinished()
+    t.admin("admin.py", "accept", "--yes")
+    after = t.store.read()
+    assert after
+    same = before.meta.topic_id == after.meta.topic_id
+    for place in t.proof.messages:
+        topic_id, partition, offset = place
+        unread = topic_id == before.meta.topic_id and offset >= before.meta.progress.get(partition, 0)
+        if unread and (not same or offset < after.meta.progress[partition]):
+            t.proof.given_up.add(place)
+
+
+def empty_redis(t: Trial) -> None:
+    """The job says what is gone and does not start over; a person puts the backup back."""
+    lose_keys(t, t.store.keys[:3], "Redis holds no model", lambda: t.store.redis.flushall())
+
+
+def delete_one_key(t: Trial) -> None:
+    key = t.rng.choice([key for key in t.store.keys[:3] if t.store.redis.exists(key)])
+    sentence = {0: "is gone while", 1: "unsigned model", 2: "is not the state"}[t.store.keys.index(key)]
+    lose_keys(t, [key], sentence, lambda: t.store.redis.delete(key))
+
+
+def lose_keys(t: Trial, keys: list[str], sentence: str, lose: Callable[[], object]) -> None:
+    """Lose keys while no commit comes between, wait for the job's sentence, and put them back as they were."""
+    workers = t.workers()
+    for process in workers:
+        process.send_signal(signal.SIGSTOP)
+    store, (model, meta, state) = t.store.redis, t.store.keys[:3]
+    lost: dict = {key: store.hgetall(key) if key == meta else store.get(key) for key in keys}
+    lose()
+    for process in workers:
+        process.send_signal(signal.SIGCONT)
+    t.stopped_with(sentence)
+    with store.pipeline(transaction=True) as backup:
+        for key in (model, state):
+            if lost.get(key):
+                backup.set(key, lost[key])
+        if meta in lost:
+            backup.hset(meta, mapping=lost[meta])
+        backup.execute()
+
+
+FAULTS: dict[str, Callable[[Trial], None]] = {
+    fault.__name__: fault
+    for fault in (
+        kill_worker, kill_taskmanager, kill_jobmanager, kill_kafka, kill_redis, kill_producer, kill_page, pause_a_part,
+        stop_redis_for_20_s, submit_a_second_job, wake_a_stale_task, clear_the_model, roll_redis_back_under_the_job,
+        roll_redis_back_while_the_job_is_down, lose_the_answer_to_a_commit, cancel_and_submit_again, cancel_and_resume,
+        stop_with_a_savepoint, empty_redis, delete_one_key, add_a_partition, delete_samples_under_a_stalled_reader,
+        make_the_topic_anew,
+    )
+}  # fmt: skip
+
+
+def strike(t: Trial, name: str) -> float:
+    """Do one fault at a random moment and return after how many seconds the job had learned all that was there."""
+    time.sleep(t.rng.uniform(0, 2))
+    begin = time.monotonic()
+    FAULTS[name](t)
+    t.recovered()
+    return time.monotonic() - begin

@@ -1,0 +1,249 @@
+"""A real Kafka, Redis and Flink for tests, on ports and in a folder of their own."""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import redis
+
+from local import parts as local_parts
+from local.parts import Part
+from settings import HERE, Settings
+
+T = TypeVar("T")
+ADMIN_PASSWORD = secrets.token_hex(16)
+# Kafka last: its first start has to wait for its folder to be made.
+STARTS = {
+    "redis": lambda settings: with_admin(local_parts.redis(settings)),
+    "jobmanager": local_parts.jobmanager,
+    "taskmanager": local_parts.taskmanager,
+    "kafka": local_parts.kafka,
+}
+FLINK = ("jobmanager", "taskmanager")
+
+
+def until(check: Callable[[], T], seconds: float = 60, what: str = "") -> T:
+    """Return the first true answer of the check, asked every 0.1 s; fails with its last answer or exception."""
+    deadline = time.monotonic() + seconds
+    while True:
+        problem: object
+        try:
+            answer = check()
+            if answer:
+                return answer
+            problem = answer
+        except Exception as error:  # noqa: BLE001 - whatever a part that is not up yet answers
+            problem = error
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:.0f} s: {what or check.__name__}; last: {problem!r}")
+        time.sleep(0.1)
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def with_admin(server: Part) -> Part:
+    """Give a Redis a user who may do everything; the user of the settings' password may not."""
+    plain = server.prepare
+
+    def prepare() -> None:
+        plain()
+        with (server.run_dir / "redis" / "redis.conf").open("a") as conf:
+            conf.write(f"user admin on >{ADMIN_PASSWORD} ~* &* +@all\n")
+
+    server.prepare = prepare
+    return server
+
+
+class Stack:
+    """The parts of one test session; ``named`` gives the same parts with topics and a model key of its own.
+
+    ``settings`` is what a process with the environment ``env`` reads.
+    """
+
+    def __init__(self, run_dir: Path, **overrides: Any) -> None:
+        kafka, controller, redis_port, flink, rpc, page = (free_port() for _ in range(6))
+        self.given: dict[str, Any] = {
+            "run_dir": run_dir,
+            "model_signing_key_file": run_dir / "signing.key",
+            "kafka_bootstrap_servers": f"127.0.0.1:{kafka}",
+            "kafka_controller_port": controller,
+            "redis_port": redis_port,
+            "flink_port": flink,
+            "flink_rpc_port": rpc,
+            "page_port": page,
+            **overrides,
+        }
+        self.settings = Settings(**self.given)
+        self.parts: dict[str, Part] = {}
+        self.guard: subprocess.Popen | None = None
+
+    @property
+    def env(self) -> dict[str, str]:
+        return local_parts.flink_environment(self.settings)
+
+    def named(self, partitions: int = 1, **overrides: Any) -> "Stack":
+        """Return a view of the same parts with topics, consumer group and model key that nothing else uses."""
+        mark = secrets.token_hex(3)
+        view = object.__new__(Stack)
+        view.given = (
+            self.given
+            | {
+                name: f"{Settings.model_fields[name].default}-{mark}"
+                for name in ("input_topic", "predict_topic", "reject_topic", "kafka_group", "model_key")
+            }
+            | overrides
+        )
+        view.settings = Settings(**view.given)
+        view.parts, view.guard = self.parts, self.guard
+        if "kafka" in self.parts:
+            local_parts.create_topics(view.settings, partitions)
+        return view
+
+    # --- parts, by name: kafka, redis, jobmanager, taskmanager ---
+
+    def start(self, *names: str) -> "Stack":
+        """Start those of the parts that do not run, and wait until each answers."""
+        self.guard = self.guard or guard(self.settings.run_dir)
+        local_parts.get_java_parts()
+        local_parts.make_signing_key(self.settings)
+        local_parts.write_flink_launcher()
+        missing = [name for name in STARTS if name in names and not (name in self.parts and self.parts[name].alive)]
+        for name in missing:
+            if name not in self.parts:
+                self.parts[name] = STARTS[name](self.settings)
+            self.parts[name].start()
+        for name in missing:
+            self.parts[name].wait_until_it_answers()
+        return self
+
+    def stop(self, *names: str) -> None:
+        """Stop parts as a person would (SIGTERM)."""
+        for name in names:
+            self.parts[name].stop()
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL parts, with nothing else of theirs (a TaskManager leaves its Python workers behind)."""
+        for name in names:
+            self.parts[name].send(signal.SIGKILL)
+            self.parts[name].wait()
+
+    def restart(self, *names: str) -> None:
+        """Kill parts with all that is left of them, and start them again."""
+        for name in names:
+            self.parts[name].kill()
+        self.start(*names)
+
+    def pause(self, *names: str) -> None:
+        for name in names:
+            self.parts[name].send(signal.SIGSTOP)
+
+    def resume(self, *names: str) -> None:
+        for name in names:
+            self.parts[name].send(signal.SIGCONT)
+
+    def close(self) -> None:
+        """End every part at once."""
+        for part in self.parts.values():
+            part.kill()
+        if self.guard and self.guard.stdin:
+            self.guard.stdin.close()
+            self.guard.wait()
+
+    def redis_admin(self) -> redis.Redis:
+        """Return a client of the user who may configure this run's Redis."""
+        return redis.Redis(**self.settings.redis_client() | {"username": "admin", "password": ADMIN_PASSWORD})
+
+    # --- the job ---
+
+    def rest(self, path: str, body: dict | None = None) -> dict:
+        """Return the JSON answer of Flink's REST API, for example of ``/jobs/overview``."""
+        return local_parts.rest(self.settings, path, body)
+
+    def submit_job(self, script: str = "online_learning.py", restore: str | Path | None = None, **env: str) -> str:
+        """Submit the job with ``flink run``; returns its id. Variables come on top of ``env``."""
+        resume = ["-s", str(restore), "-claimMode", "CLAIM"] if restore else []
+        address = f"{self.settings.flink_host}:{self.settings.flink_port}"
+        code, output = local_parts.run_to_end(
+            [str(local_parts.VENV_BIN / "flink"), "run", "-d", "-m", address, *resume, "-py", str(HERE / script)],
+            self.env | env,
+            self.settings.run_dir / "log" / "job.log",
+        )
+        found = re.search(r"JobID ([0-9a-f]{32})", output)
+        if code or not found:
+            raise AssertionError(f"flink run ended with {code}: {output[-4000:]}")
+        return found.group(1)
+
+    def job_state(self, job: str) -> str:
+        return self.rest(f"/jobs/{job}")["state"]
+
+    def wait_for_job(self, job: str, state: str = "RUNNING", seconds: float = 60) -> None:
+        """Return when the job is in this state and, for RUNNING, each of its tasks, too."""
+
+        def there() -> bool:
+            answer = self.rest(f"/jobs/{job}")
+            tasks = {vertex["status"] for vertex in answer["vertices"]}
+            return answer["state"] == state and (state != "RUNNING" or tasks == {"RUNNING"})
+
+        until(there, seconds, f"job {job} is {state}")
+
+    def exceptions(self, job: str) -> str:
+        """Return the text of what failed the job last, or an empty string."""
+        history = self.rest(f"/jobs/{job}/exceptions")["exceptionHistory"]["entries"]
+        return history[0]["stacktrace"] if history else ""
+
+    def cancel_job(self, job: str) -> None:
+        """Cancel the job and return when it is gone; its last checkpoint is retained."""
+        from urllib.request import Request, urlopen
+
+        url = f"http://127.0.0.1:{self.settings.flink_port}/jobs/{job}?mode=cancel"
+        with urlopen(Request(url, method="PATCH"), timeout=10):
+            pass
+        self.wait_for_job(job, "CANCELED")
+
+    def newest_checkpoint(self, job: str) -> Path:
+        """Return the folder of the job's newest completed checkpoint."""
+        done = (self.settings.run_dir / "checkpoints" / job).glob("chk-*/_metadata")
+        return max(done, key=lambda path: path.stat().st_mtime).parent
+
+
+def guard(run_dir: Path) -> subprocess.Popen:
+    """Start a process that ends the parts of this run folder when the test session dies without a chance to."""
+    code = (
+        "import sys, pathlib; from local.process import end_leftovers; sys.stdin.read();"
+        f"end_leftovers(pathlib.Path({str(run_dir)!r}))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def make_stack(run_dir: Path, **overrides: Any) -> contextlib.closing[Stack]:
+    """Return a context manager around a stack of one test's own, for what would disturb the others."""
+    return contextlib.closing(Stack(run_dir, **overrides))
+
+
+def chromium() -> str:
+    """Return the path of Chrome or Chromium: the one on PATH, else Debian's where root may install it."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if not found and os.geteuid() == 0 and shutil.which("apt-get"):
+        log = HERE / ".local" / "log" / "chromium.log"
+        env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        for argv in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]):
+            local_parts.run_to_end(argv, env, log, patience=600)
+        found = shutil.which("chromium")
+    assert found, "The browser tests need Chromium or Chrome on PATH: install the package chromium."
+    return found

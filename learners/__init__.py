@@ -1,0 +1,1 @@
+"""What learns; knows arrays only."""

@@ -1,0 +1,1 @@
+"""What Flink's workers need; knows no page and no local machine."""

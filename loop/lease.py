@@ -1,0 +1,123 @@
+"""One submission of the job owns the model at a time: a lease in Redis, renewed while the job lives.
+
+Two jobs on one consumer group would abort each other's Kafka transactions and learn each sample twice. A submission that
+slept through the end of its lease does not get it back from a newer one that has committed since, not even when both start
+again at once.
+"""
+
+import logging
+import secrets
+import threading
+import time
+
+import redis
+
+from loop.model_store import SUBMISSION, LeaseError, ModelStore
+
+LEASE_MS = 6_000  # how long a lease outlives the last sign of its holder
+RENEW_SECONDS = 1.5
+STARTING_MS = 60_000  # how long a client's lease waits for the job's tasks to come up and take it over
+
+_TAKE = """
+local newest = redis.call('HGET', KEYS[2], 'submission')
+if newest and newest > ARGV[1] then return -2 end
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then
+    -- One without an end, out of a backup for instance, is given one: its holder would renew it.
+    if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+    return redis.call('PTTL', KEYS[1])
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return -1
+"""
+_GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+TAKEN, SUPERSEDED = -1, -2  # answers of taking other than how long another's lease lasts, in ms
+
+log = logging.getLogger(__name__)
+
+
+def new_submission(store: ModelStore) -> str:
+    """Return a submission id, made once on the client and the same across restarts.
+
+    It sorts after the one that committed last, also where a clock was ahead then.
+    """
+    seconds, microseconds = store.redis.time()  # of Redis: clients' clocks differ
+    now = int(time.strftime("%Y%m%d%H%M%S", time.gmtime(seconds)) + f"{microseconds:06d}")
+    if newest := SUBMISSION.fullmatch(store.newest_submission()):
+        day, second, fraction = newest.groups(default="999999")
+        now = max(now, int(day + second + fraction) + 1)
+    stamp = str(now)
+    return f"{stamp[:8]}T{stamp[8:14]}.{stamp[14:]}Z-{secrets.token_hex(4)}"
+
+
+class Lease:
+    """The lease of one submission on one model."""
+
+    def __init__(self, store: ModelStore, submission: str) -> None:
+        self.submission = submission
+        self.model = store.keys[0]
+        self.keys = [store.keys[3], store.keys[1]]
+        self.redis = store.redis
+        self._take = self.redis.register_script(_TAKE)
+        self._give_back = self.redis.register_script(_GIVE_BACK)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def take(self, lease_ms: int = LEASE_MS) -> None:
+        """Take the lease, waiting for one that nobody renews to run out.
+
+        Raises ``LeaseError`` where somebody does, or where a newer submission has committed.
+        """
+        last = None
+        while (left := self._try(lease_ms)) >= 0:
+            if last is not None and left > last:
+                holder = (self.redis.get(self.keys[0]) or b"?").decode(errors="replace")
+                raise LeaseError(
+                    f"Another submission of this job ({holder}) is running on the model {self.model}: "
+                    "stop it first. A second pipeline needs its own MODEL_KEY and KAFKA_GROUP."
+                )
+            last = left
+            time.sleep(min(RENEW_SECONDS / 3, left / 1000) + 0.01)  # often enough to see a renewal at once
+        if left == SUPERSEDED:
+            newest = (self.redis.hget(self.keys[1], "submission") or b"?").decode(errors="replace")
+            raise LeaseError(f"A newer submission of this job ({newest}) has taken over the model; this one ends.")
+
+    def keep(self) -> None:
+        """Renew the lease in the background until ``give_back``."""
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    def give_back(self) -> None:
+        """Stop renewing and free the lease if it is still ours; where Redis is away it runs out by itself."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join(timeout=RENEW_SECONDS)
+        try:
+            self._give_back(keys=self.keys[:1], args=[self.submission])
+        except redis.RedisError as error:
+            log.warning("lease %s was not given back, it runs out by itself: %s", self.submission, error)
+
+    def _try(self, lease_ms: int) -> int:
+        """Ask for the lease once; returns ``TAKEN``, ``SUPERSEDED`` or how long another's lasts, in ms."""
+        try:
+            return self._take(keys=self.keys, args=[self.submission, lease_ms, LEASE_MS])
+        except redis.ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            raise LeaseError(
+                f"One of the Redis keys {' and '.join(self.keys)} is of another type than the model's: "
+                f"start over with python redis_clear.py {self.model}."
+            ) from error
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_SECONDS):
+            try:
+                if self._try(LEASE_MS) != TAKEN:
+                    log.error("lease %s was taken by another submission", self.submission)
+                    return  # the next commit is refused and says so
+            except LeaseError as error:
+                log.error("lease %s can't be renewed: %s", self.submission, error)
+                return
+            except redis.RedisError as error:
+                log.warning("lease %s was not renewed: %s", self.submission, error)

@@ -1,0 +1,537 @@
+"""The model in Redis: one atomic, compare-and-set commit of the model and of how far it has learned.
+
+Three keys in one slot: MODEL_KEY (the pickled estimator), {MODEL_KEY}:meta (a hash) and {MODEL_KEY}:state (what only
+training needs). Nothing is unpickled that is not signed with this installation's key.
+"""
+
+import hashlib
+import hmac
+import logging
+import pickle
+import re
+import secrets
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime, timedelta
+from functools import cache, cached_property
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import orjson
+import redis
+from sklearn.exceptions import InconsistentVersionWarning
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
+
+from loop.scores import Scores
+from settings import Settings, SettingsError
+
+RETRY_SECONDS = 20  # how long a batch waits for Redis before the task fails to Flink's restart strategy
+STATE_PAGE = 4096  # bytes; a commit writes only the pages of the state that changed
+LIBRARIES = ("scikit-learn", "numpy")
+REFUSALS = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ClusterDownError,
+)
+T = TypeVar("T")
+ID_TIME = "%Y%m%dT%H%M%S.%fZ"
+# The name of a submission; those of earlier versions have no fraction of a second.
+SUBMISSION = re.compile(r"(\d{8})T(\d{6})(?:\.(\d{6})Z)?-[0-9a-f]{8}")
+
+log = logging.getLogger(__name__)
+
+# The first write is one that Redis refuses when it is out of memory or read-only: all of this happens, or nothing.
+_COMMIT = """
+local expected, commit, submission, lease_ms, channel = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local had_model, had_state, n_fields = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local with_model, model, state_bytes = ARGV[9], ARGV[10], tonumber(ARGV[11])
+local found = redis.call('HGET', KEYS[2], 'commit_id') or ''
+if found == commit then return 'done' end
+local holder = redis.call('GET', KEYS[4])
+local newest = redis.call('HGET', KEYS[2], 'submission')
+if submission ~= '' and (holder and holder ~= submission or newest and newest > submission) then return 'lease' end
+if found ~= expected then return 'conflict' end
+if redis.call('EXISTS', KEYS[1]) ~= had_model or redis.call('STRLEN', KEYS[3]) ~= had_state then return 'conflict' end
+if with_model == '1' then redis.call('SET', KEYS[1], model) end
+redis.call('HSET', KEYS[2], unpack(ARGV, 12, 11 + n_fields))
+-- The hash holds what is signed and nothing else, such as a field that a later version wrote.
+local signed = {}
+for i = 12, 11 + n_fields, 2 do signed[ARGV[i]] = true end
+for _, name in ipairs(redis.call('HKEYS', KEYS[2])) do
+    if not signed[name] then redis.call('HDEL', KEYS[2], name) end
+end
+if redis.call('STRLEN', KEYS[3]) ~= state_bytes then redis.call('DEL', KEYS[3]) end
+for i = 12 + n_fields, #ARGV, 2 do redis.call('SETRANGE', KEYS[3], ARGV[i], ARGV[i + 1]) end
+if submission ~= '' then redis.call('SET', KEYS[4], submission, 'PX', lease_ms) end
+redis.call('PUBLISH', channel, commit)
+return 'done'
+"""
+
+_CLEAR = """
+local existed = redis.call('EXISTS', KEYS[1])
+local is_hash = redis.call('TYPE', KEYS[2]).ok == 'hash'
+if (is_hash and redis.call('HGET', KEYS[2], 'commit_id') or '') ~= ARGV[1] then return -1 end
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+if redis.call('TYPE', KEYS[4]).ok ~= 'string' then redis.call('DEL', KEYS[4]) end
+redis.call('HSET', KEYS[2], unpack(ARGV, 3))
+redis.call('PUBLISH', ARGV[2], 'cleared')
+return existed
+"""
+
+
+class StoreError(RuntimeError):
+    """The store can't be used as it is; the text says in a sentence what is wrong and what to do."""
+
+
+class IncompleteError(StoreError):
+    """One key of a model is there without the others, or is no such key, or a model that was committed is gone."""
+
+
+class SignatureError(StoreError):
+    """The model in Redis carries no signature, or not one made with this installation's key over these bytes."""
+
+
+class ModelFormatError(StoreError):
+    """A signed model can't be unpickled here, as it was written by other versions."""
+
+
+class OriginError(StoreError):
+    """The model is signed with this installation's key, but was learned from another Kafka cluster."""
+
+
+class ConflictError(StoreError):
+    """Somebody else committed, cleared or put back the model since this task last read it."""
+
+
+class LeaseError(StoreError):
+    """Another submission of the job owns the model."""
+
+
+class AwayError(StoreError):
+    """Redis did not take a commit in time; nothing is lost, as the batch was not acknowledged."""
+
+
+@cache
+def installed(library: str) -> str:
+    """Return a library's version; asking costs as much as a small commit, so each is asked for once."""
+    return version(library)
+
+
+def new_model_id(after: str = "") -> str:
+    """Return an id that sorts after ``after`` and after every id made earlier: its time in UTC and four random digits."""
+    now = datetime.now(UTC)
+    if after:
+        now = max(now, datetime.strptime(after.split("-")[0], ID_TIME).replace(tzinfo=UTC) + timedelta(microseconds=1))
+    return f"{now.strftime(ID_TIME)}-{secrets.token_hex(2)}"
+
+
+@dataclass
+class Meta:
+    """What stands beside a model.
+
+    ``parent``: "model_id:version" or "". ``samples``, ``rejected``: counts since the recorded start. ``progress``,
+    ``starts``: {partition: next offset to learn, first offset of this model}. ``checksums``: {partition: [offset, CRC-32]}
+    of the last payload learned. ``saved_at``: seconds since 1970. ``libraries``: versions that pickled the model.
+    ``submission``: the newest one that has learned it. ``cluster_id``: of the Kafka that it was learned from.
+    """
+
+    model_id: str = ""
+    parent: str = ""
+    version: int = 0
+    commit_id: str = ""
+    samples: int = 0
+    rejected: int = 0
+    rejected_by_reason: dict[str, int] = field(default_factory=dict)
+    scores: Scores = field(default_factory=Scores)
+    topic_id: str = ""
+    progress: dict[int, int] = field(default_factory=dict)
+    starts: dict[int, int] = field(default_factory=dict)
+    checksums: dict[int, list[int]] = field(default_factory=dict)
+    saved_at: float = 0.0
+    learner: str = ""
+    libraries: dict[str, str] = field(default_factory=dict)
+    state_sha256: str = ""
+    submission: str = ""
+    cluster_id: str = ""
+    cleared_at: float = 0.0
+
+    @property
+    def order(self) -> tuple[str, int]:
+        """Return what newer models compare greater by."""
+        return self.model_id, self.version
+
+    def dumps(self) -> dict[str, bytes]:
+        """Return the fields of the Redis hash, without the signature."""
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cleared_at" or self.cleared_at}
+        options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS
+        return {k: v.encode() if isinstance(v, str) else orjson.dumps(v, option=options) for k, v in found.items()}
+
+    @classmethod
+    def loads(cls, found: dict[str, bytes]) -> "Meta":
+        """Return the meta that ``dumps`` wrote; call it only with fields whose signature was checked."""
+        values: dict = {}
+        for f in fields(cls):
+            if f.name not in found:
+                continue
+            text = found[f.name]
+            if f.type is str:
+                values[f.name] = text.decode()
+            elif f.type is Scores:
+                values[f.name] = Scores.loads(text)
+            else:
+                values[f.name] = orjson.loads(text)
+        for name in ("progress", "starts", "checksums"):
+            values[name] = {int(k): v for k, v in values.get(name, {}).items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A model as it stands in Redis, its signature checked, its pickle not yet opened; a cleared mark has no model."""
+
+    model: bytes
+    meta: Meta
+    state: bytes = b""
+
+    @property
+    def cleared(self) -> bool:
+        """Return whether this is the mark that ``redis_clear.py`` leaves."""
+        return bool(self.meta.cleared_at)
+
+    @cached_property
+    def _estimator(self) -> object:
+        return unpickle(self.model, self.meta)
+
+    def estimator(self) -> object:
+        """Return the serving estimator, unpickled once; raises ``ModelFormatError``."""
+        return self._estimator
+
+
+def unpickle(model: bytes, meta: Meta) -> object:
+    """Return the object in ``model``, whose signature was checked; raises ``ModelFormatError`` with what to do."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InconsistentVersionWarning)
+            return pickle.loads(model)  # noqa: S301  its signature was checked
+    except Exception as error:  # a pickle runs any code, so it may raise anything
+        written = ", ".join(f"{name} {v}" for name, v in meta.libraries.items()) or "unknown versions"
+        here = ", ".join(f"{name} {installed(name)}" for name in LIBRARIES)
+        raise ModelFormatError(
+            f"The stored model can't be read here: it was written with {written}, here is {here} ({error}). Install those "
+            "versions, or start over with python redis_clear.py online_ml_model."
+        ) from error
+
+
+class ModelStore:
+    """Reads and commits one model; every method may raise redis-py's errors where Redis is away."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        key = settings.model_key
+        self.keys = [key, f"{{{key}}}:meta", f"{{{key}}}:state", f"{{{key}}}:lease"]
+        self.channel = f"{key}:updates"
+        # redis-py's types say that any answer may be an awaitable.
+        self.redis: Any = redis.Redis(**settings.redis_client(), socket_timeout=5, socket_connect_timeout=2)
+        self._commit = self.redis.register_script(_COMMIT)
+        self._clear = self.redis.register_script(_CLEAR)
+
+    @cached_property
+    def signing_key(self) -> bytes:
+        """Return the key of this installation; raises ``SettingsError`` where there is none."""
+        return self.settings.signing_key()
+
+    def sign(self, model: bytes, values: dict[str, bytes]) -> str:
+        """Return the HMAC-SHA256 over key name, fields and model, each preceded by its length."""
+        parts = [
+            self.keys[0].encode(),
+            *(part for name in sorted(values) for part in (name.encode(), values[name])),
+            model,
+        ]
+        mac = hmac.new(self.signing_key, digestmod=hashlib.sha256)
+        for part in parts:
+            mac.update(len(part).to_bytes(8, "big"))
+            mac.update(part)
+        return mac.hexdigest()
+
+    def progress(self) -> dict[int, int]:
+        """Return {partition: next offset to learn} as it stands there, unchecked: whether it may be used, the job says."""
+        found = self.redis.hmget(self.keys[1], "progress", "starts")  # a cleared mark has starts alone
+        try:
+            texts = [orjson.loads(text or b"{}") for text in found]
+            return {int(partition): int(offset) for partition, offset in (texts[0] or texts[1]).items()}
+        except (ValueError, TypeError, AttributeError):
+            return {}
+
+    def read(self, with_state: bool = False) -> Stored | None:
+        """Return what is stored, None where there is nothing; raises ``IncompleteError`` or ``SignatureError``."""
+        with self.redis.pipeline(transaction=True) as reads:
+            reads.get(self.keys[0])
+            reads.hgetall(self.keys[1])
+            if with_state:
+                reads.get(self.keys[2])
+            try:
+                answers = reads.execute()
+            except redis.ResponseError as error:
+                raise self._wrong_type(error) from error
+        model, found = answers[0] or b"", {k.decode(errors="replace"): v for k, v in answers[1].items()}
+        if not model and not found:
+            return None
+        self._check(model, found)
+        stored = Stored(model, Meta.loads(found), (answers[2] or b"") if with_state else b"")
+        if with_state and hashlib.sha256(stored.state).hexdigest() != stored.meta.state_sha256:
+            raise SignatureError(f"Redis key {self.keys[2]} is not the state that was committed with the model; put the "
+                                 "three keys back together or run python redis_clear.py.")  # fmt: skip
+        return stored
+
+    def _wrong_type(self, error: redis.ResponseError) -> Exception:
+        """Return a sentence for a key of another type than the model's, and any other error as it is."""
+        if "WRONGTYPE" not in str(error):
+            return error
+        name = self.keys[0]
+        return IncompleteError(
+            f"One of the Redis keys {', '.join(self.keys)} is of another type than the model's: put the "
+            f"model back from a backup, or start over with python redis_clear.py {name}."
+        )
+
+    def _check(self, model: bytes, found: dict[str, bytes]) -> None:
+        """Raise unless ``found`` is a whole, signed meta of ``model``."""
+        name = self.keys[0]
+        if not found:
+            raise SignatureError(
+                f"Redis key {name} holds an unsigned model, which is not opened. If you trust it, sign it with "
+                f"python admin.py sign; else forget it with python redis_clear.py {name}."
+            )
+        if not model and "cleared_at" not in found:
+            raise IncompleteError(f"Redis key {name} is gone while {self.keys[1]} is still there: put it back from a "
+                                  f"backup, or start over with python redis_clear.py {name}.")  # fmt: skip
+        signature = found.pop("signature", b"").decode("ascii", "replace")
+        if not hmac.compare_digest(signature.encode(), self.sign(model, found).encode()):
+            raise SignatureError(
+                f"The model in Redis key {name} is not signed with this installation's key, or was changed after it was "
+                "signed; it is not opened. Set the key that signed it, sign it again with python admin.py resign, or "
+                f"start over with python redis_clear.py {name}."
+            )
+
+    def commit(self, before: Stored | None, meta: Meta, model: bytes, state: bytes, submission: str = "",
+               lease_ms: int = 0) -> Stored:  # fmt: skip
+        """Write the model and its meta if the store still holds ``before``, in one piece; waits while Redis is away.
+
+        ``before``: what this task stored or read last (None: nothing), so that only what changed is sent. ``meta`` gets its
+        commit id, time, libraries and the state's digest here. ``submission``: the lease to check and renew for
+        ``lease_ms``, if any. Raises ``ConflictError``, ``LeaseError`` or ``AwayError``.
+        """
+        expected = before.meta.commit_id if before else ""
+        meta.submission = submission or meta.submission
+        meta.commit_id = secrets.token_hex(16)
+        meta.saved_at = time.time()
+        meta.libraries = {name: installed(name) for name in LIBRARIES}
+        meta.state_sha256 = hashlib.sha256(state).hexdigest()
+        values = meta.dumps()
+        values["signature"] = self.sign(model, values).encode()
+        flat = [part for item in values.items() for part in item]
+        changed = before is None or before.model != model
+        patches = _changed_pages(before.state if before else None, state)
+        had_model, had_state = (int(bool(before.model)), len(before.state)) if before else (0, 0)
+        arguments = [expected, meta.commit_id, submission, lease_ms, self.channel, had_model, had_state, len(flat),
+                     int(changed), model if changed else b"", len(state), *flat, *patches]  # fmt: skip
+        try:
+            answer = self.patiently(lambda: self._commit(keys=self.keys, args=arguments))
+        except redis.ResponseError as error:
+            raise self._wrong_type(error) from error
+        if answer == b"conflict":
+            raise ConflictError("The model in Redis is not the one that this task read last.")
+        if answer == b"lease":
+            raise LeaseError("Another submission of this job has taken over the model; this one ends.")
+        return Stored(model, meta, state)
+
+    def patiently(self, call: Callable[[], T]) -> T:
+        """Return what the call returns, asking again while Redis is away; raises ``AwayError`` after a while."""
+        retrying = Retrying(retry=retry_if_exception(is_away), wait=wait_exponential(multiplier=0.05, max=1),
+                            stop=stop_after_delay(RETRY_SECONDS), reraise=True)  # fmt: skip
+        try:
+            return retrying(call)
+        except redis.RedisError as error:
+            if not is_away(error):
+                raise
+            where = f"{self.settings.redis_host}:{self.settings.redis_port}"
+            raise AwayError(f"Redis at {where} has taken no commit for {RETRY_SECONDS} s ({error}); no sample is lost, "
+                            "the batch is done again when it does.") from error  # fmt: skip
+
+    def clear(self) -> bool:
+        """Forget the model, leave a signed mark that allows a new one, and return whether there was a model.
+
+        Works on any content, also on an unsigned or broken one or one of another type; the lease of a running job stays.
+        """
+        while True:
+            try:
+                stored = self.read()
+            except StoreError:
+                stored = None
+            old = stored.meta if stored else Meta()
+            mark = Meta(model_id=old.model_id, version=old.version, topic_id=old.topic_id, commit_id=secrets.token_hex(16),
+                        starts=old.progress or old.starts, submission=old.submission, cleared_at=time.time())  # fmt: skip
+            mark.state_sha256 = hashlib.sha256(b"").hexdigest()
+            values = mark.dumps()
+            values["signature"] = self.sign(b"", values).encode()
+            flat = [part for item in values.items() for part in item]
+            expected = old.commit_id or self._field("commit_id")
+            existed = self._clear(keys=self.keys, args=[expected, self.channel, *flat])
+            if existed >= 0:
+                return bool(existed)
+
+    def unsigned(self) -> Stored | None:
+        """Return what stands there without a meta, never to be opened, for ``commit`` to replace; None if nothing does."""
+        try:
+            with self.redis.pipeline(transaction=True) as reads:
+                model, meta, state = reads.get(self.keys[0]).exists(self.keys[1]).get(self.keys[2]).execute()
+        except redis.ResponseError as error:
+            raise self._wrong_type(error) from error
+        return None if meta else Stored(model or b"", Meta(), state or b"")
+
+    def newest_submission(self) -> str:
+        """Return the submission that committed last, "" where none has; raises ``SignatureError`` for what is none."""
+        found = self._field("submission").decode(errors="replace")
+        if found and not SUBMISSION.fullmatch(found):
+            name = self.keys[0]
+            raise SignatureError(
+                f"Redis key {self.keys[1]} was changed after it was signed: {found!r:.80} is no submission. Put the "
+                f"model back from a backup, or start over with python redis_clear.py {name}."
+            )
+        return found
+
+    def _field(self, name: str) -> bytes:
+        """Return one field of a meta whose signature is not checked, b"" where there is none."""
+        try:
+            return self.redis.hget(self.keys[1], name) or b""
+        except redis.ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            return b""
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether Redis may take the same command later: it is away, loading, out of memory, read-only or can't save."""
+    if isinstance(error, redis.AuthenticationError):
+        return False
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return True
+    if isinstance(error, REFUSALS):  # redis-py takes the word off these errors' texts
+        return True
+    refusals = ("OOM ", "READONLY", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "LOADING")
+    return isinstance(error, redis.ResponseError) and any(word in str(error) for word in refusals)
+
+
+def _changed_pages(before: bytes | None, after: bytes) -> list[int | bytes]:
+    """Return [offset, bytes, …] that turn ``before`` into ``after``, both of one length; all of it where they differ."""
+    if before is None or len(before) != len(after):
+        return [0, after] if after else []
+    patches: list[int | bytes] = []
+    for start in range(0, len(after), STATE_PAGE):
+        page = after[start : start + STATE_PAGE]
+        if page != before[start : start + STATE_PAGE]:
+            patches += [start, page]
+    return patches
+
+
+class ModelWatcher:
+    """Keeps the newest signed model in memory: subscribes, reads, then reads on each message and once a second anyway.
+
+    ``current`` only moves forward by (model_id, version); ``error`` is None or a sentence on why the store can't be read.
+    Models of one Kafka cluster are taken only: of the one that ``pin`` named first, and before that of the first model's.
+    A model without a cluster, from before there was this field, is taken until one with a cluster was.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.current: Stored | None = None
+        self.error: str | None = "The model store was not read yet."
+        self.cluster_id = ""
+        self._named_by_kafka = False
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[Stored], None]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="model-watcher", daemon=True)
+
+    def on_change(self, callback: Callable[[Stored], None]) -> None:
+        """Have ``callback`` called, in the watcher's thread, with each newer model."""
+        self._callbacks.append(callback)
+
+    def start(self) -> None:
+        """Start watching in the background."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching; returns when the thread has ended."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def pin(self, cluster_id: str) -> None:
+        """Take models of this cluster only, from now on; the first call counts, as it has Kafka's own word."""
+        with self._lock:
+            if self._named_by_kafka:
+                return
+            self._named_by_kafka, self.cluster_id = True, cluster_id
+            if self.current and self.current.meta.cluster_id not in ("", cluster_id):
+                self.current = None
+
+    def _watch(self) -> None:
+        where = f"{self.settings.redis_host}:{self.settings.redis_port}"
+        while not self._stop.is_set():
+            try:
+                self._follow(ModelStore(self.settings))
+            except redis.RedisError as error:
+                self.error = f"Redis at {where} can't be read ({error})."
+            except SettingsError as error:
+                self.error = str(error)
+            except Exception as error:
+                sentence = f"The model in Redis at {where} can't be read ({type(error).__name__}: {error})."
+                if self.error != sentence:
+                    log.exception("the model could not be read; reading goes on")
+                self.error = sentence
+            self._stop.wait(0.5)
+
+    def _follow(self, store: ModelStore) -> None:
+        """Take each newer model until the end."""
+        with store.redis.pubsub(ignore_subscribe_messages=True) as messages:
+            messages.subscribe(store.channel)
+            while not self._stop.is_set():
+                self._take(store)
+                if messages.get_message(timeout=1):
+                    while messages.get_message(timeout=0):
+                        pass  # one read answers for all that came meanwhile
+
+    def _take(self, store: ModelStore) -> None:
+        try:
+            stored = store.read()
+            if stored is not None and not stored.cleared:
+                self._consider(stored)
+            self.error = None
+        except StoreError as error:
+            self.error = str(error)
+
+    def _consider(self, stored: Stored) -> None:
+        """Make a newer model of this installation the current one; raises ``StoreError``."""
+        with self._lock:
+            self._check_origin(stored.meta.cluster_id)
+            if self.current is not None and stored.meta.order <= self.current.meta.order:
+                return
+            stored.estimator()
+            self.current = stored
+            self.cluster_id = self.cluster_id or stored.meta.cluster_id
+        for callback in self._callbacks:
+            callback(stored)
+
+    def _check_origin(self, found: str) -> None:
+        if found == self.cluster_id or (found and not self.cluster_id):
+            return
+        known = self.current is not None and bool(self.current.meta.cluster_id)
+        if not found and not known:
+            return
+        raise OriginError(
+            f"The model in Redis was learned from {f'Kafka cluster {found}' if found else 'an unnamed Kafka cluster'}, "
+            f"this page belongs to {self.cluster_id}; it is not used. If Kafka was replaced, start the page again."
+        )

@@ -1,0 +1,1 @@
+"""The drawing page behind server.py."""
