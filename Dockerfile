@@ -8,8 +8,8 @@ COPY requirements.txt .
 RUN pip install --no-cache-dir -r requirements.txt
 COPY . .
 # local/java/kafka is left out by .dockerignore: of the jars only the connector and its zstd come along, checked against its lock.
-RUN python -c "from settings import settings; from local import parts as local_parts; local_parts.get_java_parts(); \
-        local_parts.prepare_flink(settings()); local_parts.write_flink_launcher()"
+RUN python -c "from settings import settings; from local import fetch, flink_cluster; fetch.fetch_jars(); \
+        flink_cluster.prepare_flink(settings()); flink_cluster.write_flink_launcher()"
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 1000 --create-home app

@@ -17,20 +17,16 @@ faults: ## fifty faults over 100,000 samples: what was lost, what was learned tw
 	@$(PROJECT) --dev -m benchmarks.loop.faults $(FAULTS)
 
 bench: ## throughput against what people would use instead, freshness, growth: benchmarks/results/loop.json (BENCH=--quick: a look)
-	@$(PROJECT) --dev -m pip --disable-pip-version-check -q install -r requirements/bench.txt
-	@$(PROJECT) -W ignore -m benchmarks.loop $(BENCH)
+	@$(PROJECT) --dev --bench -W ignore -m benchmarks.loop $(BENCH)
 
 bench-page: ## load on the page of a running make run: 100 requests/s for a minute
-	@$(PROJECT) --dev -m pip --disable-pip-version-check -q install -r requirements/bench.txt
-	@$(PROJECT) -m locust -f benchmarks/loop/page_load.py --headless --only-summary -u 100 -r 100 -t 60s
+	@$(PROJECT) --dev --bench -m locust -f benchmarks/loop/page_load.py --headless --only-summary -u 100 -r 100 -t 60s
 
 accuracy: ## how often each learner is right before it learns: table, benchmarks/results/accuracy.json, plots in docs (ACCURACY=--help)
-	@$(PROJECT) --dev -m pip --disable-pip-version-check -q install -r requirements/bench.txt
-	@$(PROJECT) -W ignore -m benchmarks.loop.accuracy $(ACCURACY)
+	@$(PROJECT) --dev --bench -W ignore -m benchmarks.loop.accuracy $(ACCURACY)
 
 bench-drawings: ## how many drawings of the benchmark's own stroke set are read right, before and after teaching
-	@$(PROJECT) --dev -m pip --disable-pip-version-check -q install -r requirements/bench.txt
-	@$(PROJECT) -m benchmarks.loop.drawings
+	@$(PROJECT) --dev --bench -m benchmarks.loop.drawings
 
 fuzz-page: ## 10,000 fuzzed bodies at the page
 	@FUZZED_BODIES=10000 $(PROJECT) --dev -m pytest -s -k fuzzed tests/integration/test_server.py
@@ -40,9 +36,7 @@ clean: ## forget everything that was made and learned in RUN_DIR, by default .lo
 
 .PHONY: forecast forecast-dags
 forecast: ## simulate, train, update seven days, score, time the joins and the stream, report
-	@$(PROJECT) -m forecast.install
-	@.local/venv/bin/python -W ignore -m benchmarks.forecast.report
+	@$(PROJECT) --forecast -W ignore -m benchmarks.forecast.report
 
 forecast-dags: ## run both Airflow DAGs, in an environment of Airflow's own
-	@$(PROJECT) -m forecast.install --airflow
-	@.local/venv/bin/python -m pytest tests/e2e/test_forecast_dags.py
+	@$(PROJECT) --dev --airflow -m pytest tests/e2e/test_forecast_dags.py

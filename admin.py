@@ -14,7 +14,7 @@ from kafka.errors import KafkaError
 from pydantic import SecretStr
 
 from learners.learner import load_learner
-from local.job import set_restore_points_aside
+from local.job import skip_restore_points
 from loop.lease import LEASE_MS, Lease, new_submission
 from loop.messages import load_format
 from loop.model_store import Meta, ModelStore, SignatureError, Stored, StoreError, new_model_id, unpickle
@@ -57,7 +57,7 @@ def accept(yes: bool) -> None:
         meta.version += 1
         meta.starts, meta.checksums = dict(meta.progress), {}
         store.commit(before, meta, before.model, before.state, lease.submission, LEASE_MS)
-        set_restore_points_aside(config.run_dir)
+        skip_restore_points(config.run_dir)
     click.echo(f"Accepted: model {meta.model_id} goes on from {meta.parent}. Submit the job without -s.")
 
 

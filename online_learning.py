@@ -34,22 +34,23 @@ from udf_model import online_learner
 OPTIONS = {
     "pipeline.name": "online_learning",
     "pipeline.object-reuse": "true",
-    # Every 5 ms Flink ends a bundle that is 5 ms old, so a batch is what arrives in 5 to 10 ms beside the learning, at most
-    # 5,000 messages: a sample is learned soon, a flood in large pieces.
+    # Every 5 ms Flink ends a bundle that is 5 ms old. A batch is what arrives in 5 to 10 ms while
+    # the last one is learned, at most 5,000 messages: few samples wait little, many go together.
     "python.fn-execution.bundle.time": "5",
     "python.fn-execution.bundle.size": "50000",
     "python.fn-execution.arrow.batch.size": "5000",
     "execution.checkpointing.mode": "EXACTLY_ONCE",
     "execution.checkpointing.interval": "2 s",
     "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
-    "execution.checkpointing.num-retained": "3",
-    # A fault is over in seconds, so is the back-off; what fails ten times in a row needs a person.
+    # Most faults are over in seconds, so the back-off is short.
+    # A job that fails ten times in a row needs a person.
     "restart-strategy.type": "exponential-delay",
     "restart-strategy.exponential-delay.initial-backoff": "500 ms",
     "restart-strategy.exponential-delay.max-backoff": "5 s",
+    "restart-strategy.exponential-delay.backoff-multiplier": "2.0",
     "restart-strategy.exponential-delay.reset-backoff-threshold": "20 s",
     "restart-strategy.exponential-delay.attempts-before-reset-backoff": "10",
-}  # fmt: skip
+}
 
 SOURCE = """
 CREATE TABLE samples (

@@ -27,7 +27,7 @@ from harness.proof import Proof
 from harness.redis_history import files
 from harness.redis_proxy import RedisProxy
 from harness.stack import FLINK, Stack, until
-from local import parts as local_parts
+from local import brokers
 from loop.model_store import ModelStore, Stored, StoreError
 from loop.topic_log import SourceLog
 from settings import HERE
@@ -289,7 +289,7 @@ def kill_page(t: Trial) -> None:
 def pause_a_part(t: Trial) -> None:
     """SIGSTOP one of the parts for 10 s."""
     name = t.rng.choice(["worker", "taskmanager", "jobmanager", "kafka", "redis"])
-    stopped = t.workers() if name == "worker" else [psutil.Process(t.parts.parts[name].process.pid)]  # type: ignore[union-attr]
+    stopped = t.workers() if name == "worker" else [psutil.Process(t.parts.parts[name].popen.pid)]  # type: ignore[union-attr]
     for process in stopped:
         process.send_signal(signal.SIGSTOP)
     time.sleep(10)
@@ -406,7 +406,7 @@ def add_a_partition(t: Trial) -> None:
 def delete_samples_under_a_stalled_reader(t: Trial) -> None:
     """Retention takes samples that were not learned; the job says so, and a person accepts it."""
     job = t.jobs[-1]
-    stopped = [psutil.Process(t.parts.parts["taskmanager"].process.pid), *t.workers()]  # type: ignore[union-attr]
+    stopped = [psutil.Process(t.parts.parts["taskmanager"].popen.pid), *t.workers()]  # type: ignore[union-attr]
     for process in stopped:
         process.send_signal(signal.SIGSTOP)
     time.sleep(8)
@@ -437,7 +437,7 @@ def make_the_topic_anew(t: Trial) -> None:
     with contextlib.closing(KafkaAdminClient(**t.settings.kafka_client())) as client:
         client.delete_topics([t.settings.input_topic])
         until(lambda: t.settings.input_topic not in client.list_topics(), 30, "the topic is gone")
-    local_parts.create_topics(t.settings)
+    brokers.create_topics(t.settings)
     assert until(t.log.topic_id, 30, "the topic is there") != old
     t.produce()
     t.stopped_with("deleted and made again", job)

@@ -16,18 +16,19 @@ from typing import Any, TypeVar
 
 import redis
 
-from local import parts as local_parts
-from local.parts import Part
+from local import brokers, fetch, flink_cluster
+from local.environment import VENV_BIN, make_signing_key
+from local.process import Process, run_to_end
 from settings import HERE, Settings
 
 T = TypeVar("T")
 ADMIN_PASSWORD = secrets.token_hex(16)
 # Kafka last: its first start has to wait for its folder to be made.
 STARTS = {
-    "redis": lambda settings: with_admin(local_parts.redis(settings)),
-    "jobmanager": local_parts.jobmanager,
-    "taskmanager": local_parts.taskmanager,
-    "kafka": local_parts.kafka,
+    "redis": lambda settings: with_admin(brokers.redis(settings)),
+    "jobmanager": flink_cluster.jobmanager,
+    "taskmanager": flink_cluster.taskmanager,
+    "kafka": brokers.kafka,
 }
 FLINK = ("jobmanager", "taskmanager")
 
@@ -56,7 +57,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def with_admin(server: Part) -> Part:
+def with_admin(server: Process) -> Process:
     """Give a Redis a user who may do everything; the user of the settings' password may not."""
     plain = server.prepare
 
@@ -89,12 +90,12 @@ class Stack:
             **overrides,
         }
         self.settings = Settings(**self.given)
-        self.parts: dict[str, Part] = {}
+        self.parts: dict[str, Process] = {}
         self.guard: subprocess.Popen | None = None
 
     @property
     def env(self) -> dict[str, str]:
-        return local_parts.flink_environment(self.settings)
+        return flink_cluster.flink_environment(self.settings)
 
     def named(self, partitions: int = 1, **overrides: Any) -> "Stack":
         """Return a view of the same parts with topics, consumer group and model key that nothing else uses."""
@@ -111,7 +112,7 @@ class Stack:
         view.settings = Settings(**view.given)
         view.parts, view.guard = self.parts, self.guard
         if "kafka" in self.parts:
-            local_parts.create_topics(view.settings, partitions)
+            brokers.create_topics(view.settings, partitions)
         return view
 
     # --- parts, by name: kafka, redis, jobmanager, taskmanager ---
@@ -119,9 +120,9 @@ class Stack:
     def start(self, *names: str) -> "Stack":
         """Start those of the parts that do not run, and wait until each answers."""
         self.guard = self.guard or guard(self.settings.run_dir)
-        local_parts.get_java_parts()
-        local_parts.make_signing_key(self.settings)
-        local_parts.write_flink_launcher()
+        fetch.fetch_jars()
+        make_signing_key(self.settings)
+        flink_cluster.write_flink_launcher()
         missing = [name for name in STARTS if name in names and not (name in self.parts and self.parts[name].alive)]
         for name in missing:
             if name not in self.parts:
@@ -172,14 +173,14 @@ class Stack:
 
     def rest(self, path: str, body: dict | None = None) -> dict:
         """Return the JSON answer of Flink's REST API, for example of ``/jobs/overview``."""
-        return local_parts.rest(self.settings, path, body)
+        return flink_cluster.rest(self.settings, path, body)
 
     def submit_job(self, script: str = "online_learning.py", restore: str | Path | None = None, **env: str) -> str:
         """Submit the job with ``flink run``; returns its id. Variables come on top of ``env``."""
         resume = ["-s", str(restore), "-claimMode", "CLAIM"] if restore else []
         address = f"{self.settings.flink_host}:{self.settings.flink_port}"
-        code, output = local_parts.run_to_end(
-            [str(local_parts.VENV_BIN / "flink"), "run", "-d", "-m", address, *resume, "-py", str(HERE / script)],
+        code, output = run_to_end(
+            [str(VENV_BIN / "flink"), "run", "-d", "-m", address, *resume, "-py", str(HERE / script)],
             self.env | env,
             self.settings.run_dir / "log" / "job.log",
         )
@@ -224,8 +225,8 @@ class Stack:
 def guard(run_dir: Path) -> subprocess.Popen:
     """Start a process that ends the parts of this run folder when the test session dies without a chance to."""
     code = (
-        "import sys, pathlib; from local.process import end_leftovers; sys.stdin.read();"
-        f"end_leftovers(pathlib.Path({str(run_dir)!r}))"
+        "import sys, pathlib; from local.process import end_orphans; sys.stdin.read();"
+        f"end_orphans(pathlib.Path({str(run_dir)!r}))"
     )
     return subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdin=subprocess.PIPE, start_new_session=True)
 
@@ -243,7 +244,7 @@ def chromium() -> str:
         log = HERE / ".local" / "log" / "chromium.log"
         env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         for argv in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]):
-            local_parts.run_to_end(argv, env, log, patience=600)
+            run_to_end(argv, env, log, patience=600)
         found = shutil.which("chromium")
     assert found, "The browser tests need Chromium or Chrome on PATH: install the package chromium."
     return found

@@ -1,9 +1,11 @@
 """Run a program of this project in the project's own environment, after making that environment.
 
-    python3 local/bootstrap.py [--dev] PROGRAM [ARGUMENT...]
+    python3 local/bootstrap.py [SET...] PROGRAM [ARGUMENT...]
     python3 local/bootstrap.py --clean
 
-Needs nothing but Python 3.11 or 3.12. What it makes is in .local/venv; nothing is installed twice.
+Sets of packages besides requirements.txt: --dev, --bench, --forecast; --contenders and --airflow
+each have their own environment beside the project's. Needs nothing but Python 3.11 or 3.12.
+What it makes is in .local; nothing is installed twice.
 """
 
 import sys
@@ -32,6 +34,16 @@ LOG = LOCAL / "log" / "setup.log"
 PATH_BYTES = 3_000  # the system's limit is 4,096 with what lies inside
 UV = "uv==0.13.8"  # installs the requirements in a tenth of pip's time
 DISK_BYTES = 3_000_000_000
+AIRFLOW_VENV = LOCAL / "venv-airflow"
+CONTENDERS_VENV = LOCAL / "venv-bench"
+BASE = "requirements.txt"
+SETS = {  # option -> environment, requirements file
+    "--dev": (VENV, "requirements/dev.txt"),
+    "--bench": (VENV, "requirements/bench.txt"),
+    "--forecast": (VENV, "forecast/requirements.txt"),
+    "--contenders": (CONTENDERS_VENV, "benchmarks/contenders/requirements.txt"),
+    "--airflow": (AIRFLOW_VENV, "forecast/requirements-airflow.txt"),
+}
 MADE = (
     "venv",
     "venv-airflow",
@@ -46,20 +58,22 @@ MADE = (
 
 
 def main(arguments: list[str]) -> None:
-    """Make the environment and become the program in it."""
+    """Make the environments that are asked for and become the program in the project's own."""
     use_whole_paths()
     if arguments == ["--clean"]:
         clean()
         return
-    dev = arguments[:1] == ["--dev"]
-    program = arguments[1:] if dev else arguments
+    program = list(arguments)
+    sets = []
+    while program and program[0] in SETS:
+        sets.append(program.pop(0))
     if not program:
         sys.exit(__doc__)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with (LOCAL / "setup.lock").open("w") as turn:
         take_turn(turn)
-        make_environment("requirements/dev.txt" if dev else "requirements.txt")
+        install(sets)
     os.chdir(HERE)
     os.execv(PYTHON, [str(PYTHON), *program])  # noqa: S606 - the program that was asked for
 
@@ -108,7 +122,7 @@ def clean() -> None:
             hold(use, f"a make run uses what is in {LOCAL}")
         if (run_dir / "run.lock").exists():
             if not any(VENV.glob("*.sha256")):
-                make_environment("requirements.txt")  # it finds what a killed run left running
+                make_environment(VENV, BASE)  # it finds what a killed run left running
             argv = [str(PYTHON), "-m", "local.stack", "clean"]
             code = subprocess.run(argv, cwd=HERE, check=False).returncode
             if code:
@@ -145,28 +159,66 @@ def take_turn(turn) -> None:
         fcntl.flock(turn, fcntl.LOCK_EX)
 
 
-def make_environment(requirements: str) -> None:
-    """Bring .local/venv to what the requirements file pins; does nothing when it is there."""
-    pins = b"".join((HERE / name).read_bytes() for name in sorted({"requirements.txt", requirements}))
-    stamp, wanted = VENV / f"{Path(requirements).name}.sha256", hashlib.sha256(pins).hexdigest()
-    if PYTHON.exists() and stamp.exists() and stamp.read_text() == wanted:
+def install(sets: list[str]) -> None:
+    """Bring the project's environment, and those of the sets, to what their files pin."""
+    if not any(SETS[name][0] == VENV for name in sets):
+        make_environment(VENV, BASE)  # the other files include it
+    for name in sets:
+        make_environment(*SETS[name])
+
+
+def make_environment(venv: Path, requirements: str) -> None:
+    """Bring an environment to what the requirements file pins; does nothing if it is there."""
+    files = [BASE] if venv == VENV else []
+    if requirements not in files:
+        files.append(requirements)
+    stamp = venv / f"{requirements.replace('/', '-')}.sha256"
+    pins = hashlib.sha256(b"".join(path.read_bytes() for path in included(files))).hexdigest()
+    python = venv / "bin" / "python"
+    if python.exists() and stamp.exists() and stamp.read_text() == pins:
         return
     free = shutil.disk_usage(LOCAL).free
     if free < DISK_BYTES:
         sys.exit(f"{LOCAL} has {free / 1e9:.1f} GB of free disk; the environment needs {DISK_BYTES / 1e9:.0f} GB.")
+    make_uv()
+    uv = str(VENV / "bin" / "uv")
+    if not python.exists():
+        step(venv.name, [uv, "venv", "--python", str(PYTHON), str(venv)])
+    named = [argument for file in files for argument in ("-r", str(HERE / file))]
+    target = ["--python", str(python), "--compile-bytecode"]
+    step(f"packages of {requirements}", [uv, "pip", "install", *target, *named])
+    stamp.write_text(pins)
+
+
+def make_uv() -> None:
+    """Make the project's environment with uv in it, which installs everything else."""
     if not (VENV / "bin" / "pip").exists():
         step("virtual environment", [sys.executable, "-m", "venv", "--clear", str(VENV)])
-    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--timeout", "20", "--retries", "2"]
     if not (VENV / "bin" / "uv").exists():
-        step("uv", [*pip, "install", UV])
-    uv = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON), "--compile-bytecode"]
-    step(f"packages of {requirements}", [*uv, "-r", str(HERE / requirements)])
-    stamp.write_text(wanted)
+        pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check"]
+        step("uv", [*pip, "--timeout", "20", "--retries", "2", "install", UV])
+
+
+def included(requirements: list[str]) -> list[Path]:
+    """Return the requirements files and those that they include with ``-r``, each once, sorted."""
+    found: set[Path] = set()
+    waiting = [HERE / file for file in requirements]
+    while waiting:
+        path = waiting.pop().resolve()
+        if path in found:
+            continue
+        found.add(path)
+        for line in path.read_text().splitlines():
+            option, _, file = line.partition(" ")
+            if option == "-r":
+                waiting.append(path.parent / file.strip())
+    return sorted(found)
 
 
 def step(title: str, argv: list[str]) -> None:
     """Run one step, its output in the log, and say how long it has taken; exits with a sentence when it fails."""
     began = time.monotonic()
+    LOG.parent.mkdir(parents=True, exist_ok=True)
     with LOG.open("ab") as log:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:

@@ -1,4 +1,4 @@
-"""A process with one log file, known by its pid and start; and how to end what it started."""
+"""Processes with one log file each, known by pid and start, and how to end what they started."""
 
 import contextlib
 import os
@@ -17,20 +17,20 @@ import psutil
 
 from settings import HERE
 
-LOG_BYTES = 10_000_000  # a log beyond this is put aside, once, and begun anew
+LOG_BYTES = 10_000_000  # a longer log is moved to .log.1, and an empty one begins
 
 
 class StackError(Exception):
-    """Something that the person has to know or to do, in one sentence."""
+    """What the user has to know or to do, in one sentence."""
 
 
 class Stopping(Exception):
-    """The person asked to stop while a part was still starting."""
+    """The user asked to stop while a process was still starting."""
 
 
 @dataclass
-class Part:
-    """A process in a session of its own, known by its pid and start also to the next run."""
+class Process:
+    """A process in its own session; the next run, too, knows it by its pid and start."""
 
     name: str
     argv: list[str]
@@ -41,7 +41,7 @@ class Part:
     prepare: Callable[[], None] = lambda: None
     patience: float = 120.0  # seconds until it must answer
     grace: float = 20.0  # seconds from SIGTERM to SIGKILL
-    process: subprocess.Popen | None = None
+    popen: subprocess.Popen | None = None
 
     @property
     def log(self) -> Path:
@@ -53,7 +53,7 @@ class Part:
 
     @property
     def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return self.popen is not None and self.popen.poll() is None
 
     def start(self) -> None:
         """Start the process; raises ``StackError`` naming a port that another program holds."""
@@ -63,10 +63,10 @@ class Part:
         self.prepare()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as out:
-            self.process = spawn(self.argv, env, out)
+            self.popen = spawn(self.argv, env, out)
         self.pid_file.parent.mkdir(parents=True, exist_ok=True)
         new = self.pid_file.with_suffix(".new")
-        new.write_text(f"{self.process.pid} {start_of(self.process.pid)}")
+        new.write_text(f"{self.popen.pid} {start_of(self.popen.pid)}")
         new.replace(self.pid_file)  # whole or not at all
 
     def check_ports(self) -> None:
@@ -79,7 +79,7 @@ class Part:
                 )
 
     def wait_until_it_answers(self, stopping: threading.Event | None = None) -> None:
-        """Return when the part answers; raises ``StackError`` when it ends before or takes too long."""
+        """Return when the process answers; raises ``StackError`` when it ends first or takes too long."""
         deadline = time.monotonic() + self.patience
         while True:
             if not self.alive:
@@ -94,45 +94,45 @@ class Part:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process itself (not to its children)."""
-        if self.alive and self.process:
-            self.process.send_signal(number)
+        if self.alive and self.popen:
+            self.popen.send_signal(number)
 
-    def stop(self, hurry: threading.Event | None = None) -> None:
-        """End the process and all of its session: SIGTERM, and SIGKILL after the grace or at once in a hurry."""
+    def stop(self, force: threading.Event | None = None) -> None:
+        """End the process and its session: SIGTERM, then SIGKILL after the grace or once ``force`` is set."""
         deadline = time.monotonic() + self.grace
         self.send(signal.SIGTERM)
-        while self.alive and time.monotonic() < deadline and not (hurry and hurry.is_set()):
+        while self.alive and time.monotonic() < deadline and not (force and force.is_set()):
             time.sleep(0.05)
         self.kill()
 
     def kill(self) -> None:
         """SIGKILL the process and what it started."""
-        if self.process is None:
+        if self.popen is None:
             return
-        kill_session(self.process.pid)
-        self.process.wait()
-        self.process = None
-        with contextlib.suppress(OSError):  # the next run knows by the start that it is gone
+        kill_session(self.popen.pid)
+        self.popen.wait()
+        self.popen = None
+        with contextlib.suppress(OSError):  # the next run sees by the start that the process has ended
             self.pid_file.unlink()
 
     def wait(self) -> None:
         """Return when the process itself has ended."""
-        if self.process:
-            self.process.wait()
+        if self.popen:
+            self.popen.wait()
 
     def bound_log(self) -> None:
-        """Put a log that grew too long aside; the process goes on appending to the emptied file.
+        """Move a log that grew too long to ``.log.1``; the process appends to the emptied file.
 
         On a full disk the log is emptied without a copy, which makes room.
         """
-        aside = self.log.with_suffix(".log.1")
+        copy = self.log.with_suffix(".log.1")
         with contextlib.suppress(OSError):  # no log yet, or a disk that takes nothing
             if self.log.stat().st_size <= LOG_BYTES:
                 return
             try:
-                shutil.copyfile(self.log, aside)
+                shutil.copyfile(self.log, copy)
             except OSError:
-                aside.unlink(missing_ok=True)
+                copy.unlink(missing_ok=True)
             os.truncate(self.log, 0)
 
 
@@ -147,7 +147,7 @@ def temporary(run_dir: Path) -> dict[str, str]:
 
 
 def spawn(argv: list[str], env: dict[str, str], out: IO[bytes]) -> subprocess.Popen:
-    """Start a process in a session of its own, out of reach of the terminal's Ctrl-C."""
+    """Start a process in its own session, which the terminal's Ctrl-C does not reach."""
     return subprocess.Popen(
         argv, env=env, cwd=HERE, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
     )
@@ -188,8 +188,8 @@ def kill_session(leader: int) -> int:
     return len(processes)
 
 
-def end_leftovers(run_dir: Path) -> list[str]:
-    """End what a run that was killed left running, and wait until it is gone; returns the names of those parts."""
+def end_orphans(run_dir: Path) -> list[str]:
+    """End the processes that a killed run left behind, and wait for them; returns their names."""
     ended = []
     for pid_file in sorted((run_dir / "pids").glob("*")):
         pid, start = read_pid_file(pid_file)

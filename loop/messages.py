@@ -18,7 +18,10 @@ from operator import itemgetter
 import numpy as np
 import orjson
 
-MAX_MESSAGE_BYTES = 1_000_000  # a message that topic, producer and job let pass at all
+MAX_MESSAGE_BYTES = 1_000_000  # the longest message that the project's own senders send
+# Broker and topics limit what a message becomes in Kafka: with its headers and its batch's.
+# The sum is Kafka's own default.
+MAX_RECORD_BYTES = MAX_MESSAGE_BYTES + 48_588
 MAX_SAMPLE_BYTES = 65_536  # a good sample: it goes out again with more fields, and must fit there
 MAX_REJECTED_BYTES = 700_000  # base64 of this, with a reason, stays below MAX_MESSAGE_BYTES
 ADDED = ("predict_y", "model_version", "partition", "offset", "replayed")  # fields that the job writes itself

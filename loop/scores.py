@@ -3,12 +3,14 @@
 Source: Gama, Sebastião, Rodrigues, "On evaluating stream learning algorithms", Machine Learning 90 (2013).
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 import orjson
 
 RECENT = 100
+RATE_SECONDS = 10  # that samples/s are averaged over
 
 
 @dataclass
@@ -62,3 +64,28 @@ class Scores:
     def loads(cls, text: bytes) -> "Scores":
         """Return the scores that ``dumps`` wrote."""
         return cls(**orjson.loads(text))
+
+
+class SamplesPerSecond:
+    """Samples that one model learned per second, averaged over the last ten seconds."""
+
+    def __init__(self) -> None:
+        self._readings: deque[tuple[float, int]] = deque()
+        self._model_id = ""
+
+    def add(self, now: float, model_id: str, samples: int) -> None:
+        """Add a reading; ``now`` in seconds. Another model's earlier readings are dropped."""
+        if model_id != self._model_id:
+            self._readings.clear()
+            self._model_id = model_id
+        self._readings.append((now, samples))
+        while self._readings[0][0] < now - RATE_SECONDS:
+            self._readings.popleft()
+
+    def value(self) -> float:
+        """Return the samples per second, 0.0 before the second reading."""
+        readings = list(self._readings)
+        if len(readings) < 2 or readings[-1][0] <= readings[0][0]:
+            return 0.0
+        (first, samples_then), (last, samples_now) = readings[0], readings[-1]
+        return max(0.0, (samples_now - samples_then) / (last - first))

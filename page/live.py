@@ -6,7 +6,6 @@ A client gets what is newest when it can take it; what came in between is left o
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -15,12 +14,12 @@ import orjson
 import redis
 
 from loop.model_store import ModelWatcher, Stored
+from loop.scores import SamplesPerSecond
 from page.teacher import SAID_FOR, NewestSamples
 from settings import Settings
 
 MAX_CLIENTS = 12
 MAX_POINTS = 720  # of history; beyond that every second one of the older half goes
-RATE_SECONDS = 10  # that samples/s are averaged over
 MIN_PAUSE = 0.05  # seconds between two events of one kind to one client
 HEARTBEAT = 10.0  # seconds
 EXAMPLES = 6  # samples that the weight pictures are measured at, each time others
@@ -116,7 +115,7 @@ class Live:
         self.settings, self.watcher, self.samples = settings, watcher, samples
         self.history = History(settings)
         self.points = 0  # ever added, so that a client knows which it lacks
-        self._recent: deque[tuple[float, str, int]] = deque()
+        self._rate = SamplesPerSecond()
         self._last: tuple = ()  # order of the model that the newest point is of
         self._changed, self._changes = threading.Condition(), 0
         self._weights: tuple[str, np.ndarray] | None = None  # of which model
@@ -141,10 +140,7 @@ class Live:
 
     def rate(self) -> float:
         """Return the samples learned per second over the last ten."""
-        recent = list(self._recent)
-        if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
-            return 0.0
-        return max(0.0, (recent[-1][2] - recent[0][2]) / (recent[-1][0] - recent[0][0]))
+        return self._rate.value()
 
     def _wake(self, stored: Stored) -> None:
         self._notify()
@@ -171,11 +167,7 @@ class Live:
         if stored is None:
             return
         meta, now = stored.meta, time.time()
-        if self._recent and self._recent[-1][1] != meta.model_id:
-            self._recent.clear()
-        self._recent.append((now, meta.model_id, meta.samples))
-        while self._recent[0][0] < now - RATE_SECONDS:
-            self._recent.popleft()
+        self._rate.add(now, meta.model_id, meta.samples)
         if meta.order != self._last:
             self._last = meta.order
             self.history.add(point(stored, now, self.rate()))

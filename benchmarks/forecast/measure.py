@@ -23,7 +23,7 @@ from forecast import baselines, daily, scoring, stream, v5
 from forecast.features import HORIZON, Features
 from forecast.series import KEYS, Series, key_rows, load
 from forecast.simulate import Operator, write_log
-from local import parts as local_parts
+from local import brokers, fetch
 from settings import HERE, Settings
 
 Figures = dict[str, Any]
@@ -241,8 +241,8 @@ def stream_speed(operator: Operator, root: Path, most: int) -> Figures:
         kafka_bootstrap_servers=f"127.0.0.1:{ports[0]}",
         kafka_controller_port=ports[1],
     )
-    local_parts.get_java_parts()
-    broker = local_parts.kafka(own)
+    fetch.fetch_jars()
+    broker = brokers.kafka(own)
     broker.start()
     try:
         broker.wait_until_it_answers()

@@ -4,7 +4,6 @@ import contextlib
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,19 +16,11 @@ from benchmarks.loop import freshness, growth, throughput
 from benchmarks.loop.measure import environment, figure, fill
 from benchmarks.loop.report import plots, tables
 from harness.stack import FLINK, Stack
+from local.bootstrap import SETS, make_environment
 from settings import HERE
 
 RESULTS = HERE / "benchmarks" / "results" / "loop.json"
 TOPICS = ("throughput", "freshness", "growth")
-
-
-def contenders_environment() -> None:
-    """Make the contenders' own environment, unless it is there."""
-    uv, requirements = Path(sys.executable).with_name("uv"), throughput.CONTENDERS / "requirements.txt"
-    if not throughput.BENCH_PYTHON.exists():
-        subprocess.run([uv, "venv", "--python", sys.executable, throughput.BENCH_PYTHON.parent.parent], check=True)
-    subprocess.run([uv, "pip", "install", "-q", "--compile-bytecode", "--python", throughput.BENCH_PYTHON, "-r",
-                    requirements], check=True)  # fmt: skip
 
 
 def measure(topic: str, quick: bool, rounds: int, names: tuple[str, ...]) -> dict[str, Any]:
@@ -106,7 +97,7 @@ def main(quick: bool, rounds: int, only: tuple[str, ...], names: tuple[str, ...]
 
 def measure_all(quick: bool, rounds: int, only: tuple[str, ...], names: tuple[str, ...]) -> None:
     """Measure the topics one after the other; each is written as soon as it is measured."""
-    contenders_environment()
+    make_environment(*SETS["--contenders"])
     command = f"python -m benchmarks.loop {shlex.join(sys.argv[1:])}".strip()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for topic in only or TOPICS:

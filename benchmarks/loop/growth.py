@@ -204,7 +204,7 @@ def _resident(view: Stack) -> dict[str, float]:
     def mib(process: psutil.Process) -> float:
         return process.memory_info().rss / 2**20
 
-    manager = psutil.Process(view.parts["taskmanager"].process.pid)
+    manager = psutil.Process(view.parts["taskmanager"].popen.pid)
     pages = [
         p for p in psutil.Process().children(recursive=True) if p.is_running() and "server.py" in " ".join(p.cmdline())
     ]
@@ -212,7 +212,7 @@ def _resident(view: Stack) -> dict[str, float]:
     return {
         "TaskManager": mib(manager),
         "Python worker": sum(mib(worker) for worker in manager.children(recursive=True)),
-        "Redis": mib(psutil.Process(view.parts["redis"].process.pid)),
+        "Redis": mib(psutil.Process(view.parts["redis"].popen.pid)),
         "page": sum(mib(p) for p in pages),
         "Redis's files": sum(path.stat().st_size for path in files if path.is_file()) / 2**20,
     }
@@ -267,7 +267,7 @@ def recovery(stack: Stack, times: int) -> dict[str, Any]:
             send(view.settings, 200, 100)
 
     def kill_worker() -> None:
-        for worker in psutil.Process(view.parts["taskmanager"].process.pid).children(recursive=True):
+        for worker in psutil.Process(view.parts["taskmanager"].popen.pid).children(recursive=True):
             os.kill(worker.pid, signal.SIGKILL)
 
     sender = threading.Thread(target=keep_sending, daemon=True)

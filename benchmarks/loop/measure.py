@@ -149,13 +149,13 @@ def cpu_times(stack: Stack | None) -> tuple[dict[str, float], dict[str, float]]:
         return {}, {}
     by_process: dict[str, float] = {}
     for name, part in stack.parts.items():
-        if part.alive and part.process:
-            process = psutil.Process(part.process.pid)
+        if part.alive and part.popen:
+            process = psutil.Process(part.popen.pid)
             by_process[name] = sum(process.cpu_times()[:2])
             if name == "taskmanager":
                 workers = [sum(w.cpu_times()[:2]) for w in process.children(recursive=True) if w.is_running()]
                 by_process["python worker"] = sum(workers)
-    manager = stack.parts["taskmanager"].process
+    manager = stack.parts["taskmanager"].popen
     by_thread: dict[str, float] = {}
     for thread in psutil.Process(manager.pid).threads() if manager else ():
         try:

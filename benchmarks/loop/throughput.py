@@ -18,10 +18,11 @@ import redis
 
 from benchmarks.loop.measure import Pace, figure, pace
 from harness.stack import Stack
+from local.bootstrap import CONTENDERS_VENV
 from settings import HERE
 
 CONTENDERS = HERE / "benchmarks" / "contenders"
-BENCH_PYTHON = HERE / ".local" / "venv-bench" / "bin" / "python"
+BENCH_PYTHON = CONTENDERS_VENV / "bin" / "python"
 OURS = "ours"
 
 

@@ -14,8 +14,7 @@ from sklearn.datasets import load_digits
 from data_producer import client_config
 from harness.proof import read_committed
 from harness.stack import Stack, until
-from local.parts import MESSAGE_BYTES
-from loop.messages import DIGITS, MAX_REJECTED_BYTES, BadMessageError
+from loop.messages import DIGITS, MAX_RECORD_BYTES, MAX_REJECTED_BYTES, BadMessageError
 from loop.model_store import ModelStore, Stored
 
 X, LABELS = load_digits(return_X_y=True)
@@ -192,7 +191,7 @@ def fuzzed(rng: random.Random) -> bytes:
 
 
 def test_messages_of_one_megabyte_in_a_row_do_not_kill_the_taskmanager(stack, job):
-    alive = stack.parts["taskmanager"].process
+    alive = stack.parts["taskmanager"].popen
     big = b'{"ts":"' + b"a" * 999_990 + b'"}'
     with sending(stack) as send:
         send(DIGITS.sample(X[0], LABELS[0]))
@@ -201,10 +200,10 @@ def test_messages_of_one_megabyte_in_a_row_do_not_kill_the_taskmanager(stack, jo
         send(DIGITS.sample(X[1], LABELS[1]))
     judged(stack, 2, LARGE, 420)
     assert stack.exceptions(job) == ""
-    assert stack.parts["taskmanager"].process is alive
+    assert stack.parts["taskmanager"].popen is alive
     assert stack.parts["taskmanager"].alive
 
 
 def test_a_message_above_the_limit_is_refused_by_the_topic(stack):
     with pytest.raises((AssertionError, KafkaException), match="MSG_SIZE_TOO_LARGE"), sending(stack) as send:
-        send(b"a" * (MESSAGE_BYTES + 1))
+        send(b"a" * (MAX_RECORD_BYTES + 1))

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from forecast.install import AIRFLOW_PYTHON
+from local.bootstrap import AIRFLOW_VENV
 from settings import HERE
 
+AIRFLOW_PYTHON = AIRFLOW_VENV / "bin" / "python"
 pytestmark = pytest.mark.skipif(
-    not AIRFLOW_PYTHON.exists(), reason="needs .local/venv-airflow: python -m forecast.install --airflow makes it"
+    not AIRFLOW_PYTHON.exists(), reason="needs .local/venv-airflow: make forecast-dags makes it"
 )
 
 

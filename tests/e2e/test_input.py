@@ -11,7 +11,7 @@ from kafka import KafkaAdminClient
 
 from harness.proof import read_committed
 from harness.stack import FLINK, Stack, until
-from local import parts as local_parts
+from local import brokers
 from local.job import Job
 from loop.messages import DIGITS
 from loop.model_store import ModelStore
@@ -58,7 +58,7 @@ def test_after_accept_the_next_run_gives_each_message_one_output(parts):
     admin = KafkaAdminClient(**settings.kafka_client())
     admin.delete_topics([settings.input_topic])
     until(lambda: settings.input_topic not in admin.list_topics(), 30, "the topic is gone")
-    local_parts.create_topics(settings)
+    brokers.create_topics(settings)
     until(log.topic_id, 30, "the topic is there")
     admin.close()
     produce(producer(stack), stack, "new", 150)

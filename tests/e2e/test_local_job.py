@@ -32,11 +32,11 @@ def learned(stack: Stack, more: int) -> None:
 
 
 def runs(job: Job) -> bool:
-    job.look()
+    job.refresh()
     return not job.problem
 
 
-def test_a_savepoint_that_can_not_be_read_is_left_aside_and_the_one_before_it_taken(tmp_path):
+def test_a_savepoint_that_can_not_be_read_is_skipped_and_the_one_before_it_taken(tmp_path):
     with make_stack(tmp_path, learner="sgd") as own:
         stack = own.start("kafka", "redis", "jobmanager", "taskmanager").named()
         job = Job(stack.settings, threading.Event())
@@ -50,7 +50,7 @@ def test_a_savepoint_that_can_not_be_read_is_left_aside_and_the_one_before_it_ta
         (broken / "_metadata").write_bytes((savepoint / "_metadata").read_bytes()[:2000])
         job = Job(stack.settings, threading.Event())
         job.submit()
-        assert job.aside == ["savepoint-cut"]
-        assert job.untried == savepoint
+        assert job.unusable == ["savepoint-cut"]
+        assert job.restore_point == savepoint
         until(lambda: runs(job), 60)
         learned(stack, 20)

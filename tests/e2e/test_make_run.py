@@ -18,8 +18,9 @@ import psutil
 import pytest
 
 from harness.stack import Stack, until
+from local.environment import VENV_BIN, child_environment
+from local.flink_cluster import write_flink_launcher
 from local.job import restore_points
-from local.parts import VENV_BIN, environment, write_flink_launcher
 from local.process import port_is_free
 from loop.model_store import ModelStore
 from settings import HERE
@@ -40,7 +41,7 @@ class MakeRun:
         self.process = self.popen()
 
     def environment(self) -> dict[str, str]:
-        env = environment(self.settings) | {"PRODUCER_RATE": "50"}
+        env = child_environment(self.settings) | {"PRODUCER_RATE": "50"}
         env["PATH"] = os.environ["PATH"].replace(f"{VENV_BIN}{os.pathsep}", "")
         for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):
             env.pop(name, None)  # the make that runs these tests is not the person's
@@ -149,7 +150,7 @@ def test_a_part_that_is_killed_comes_back_and_the_loop_goes_on(up, name):
     before.kill()
     until(lambda: up.part(name).pid != before.pid and up.part(name).is_running(), UP, f"{name} is back")
     up.learns()
-    assert re.search(rf"{name}.* died, starting it again; log: .*\.log", up.said()[said:], re.IGNORECASE)
+    assert re.search(rf"{name}.* died; restarting it; log: .*\.log", up.said()[said:], re.IGNORECASE)
     until(lambda: get(up, "/healthz")["success"], UP, "the page is healthy")
 
 
@@ -177,7 +178,7 @@ def test_the_next_run_goes_on_from_the_savepoint_and_repeats_nothing(made):
     savepoint = restore_points(made.settings.run_dir)[0].name
     made.start()
     made.learns()
-    assert f"going on from {savepoint}" in made.said()
+    assert f"restored from {savepoint}" in made.said()
     meta = ModelStore(made.settings).read().meta
     assert meta.samples > meta.scores.predicted > 1000
     assert meta.samples + meta.rejected == sum(meta.progress.values())
@@ -195,7 +196,7 @@ def test_what_a_run_that_was_killed_left_behind_is_ended_by_the_next(up):
     assert not any(part.is_running() for part in left)
 
 
-def test_a_second_ctrl_c_hurries(up):
+def test_a_second_ctrl_c_kills_at_once(up):
     assert up.process
     os.killpg(up.process.pid, signal.SIGINT)
     until(lambda: "Stopping" in up.said(), 20)
@@ -319,7 +320,7 @@ def test_make_run_piped_into_head_stops_all_with_a_savepoint(awkward):
     [first] = awkward.settings.run_dir.glob("savepoints/*")
     awkward.start()
     awkward.learns()
-    assert f"going on from {first.name}" in awkward.said()
+    assert f"restored from {first.name}" in awkward.said()
     awkward.stop_reading()  # as head and tee end
     until(lambda: not awkward.mine(), 120, "all has stopped")
     awkward.left_nothing()

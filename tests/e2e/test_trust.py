@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from harness.page import drawing, serving
 from harness.stack import Stack, free_port, make_stack, until
-from local import parts as local_parts
+from local import brokers
 from loop.messages import DIGITS
 from loop.model_store import ModelStore, Stored
 from settings import HERE, Settings
@@ -58,7 +58,7 @@ def guarded(tmp_path: Path) -> Iterator[Stack]:
     }
     with make_stack(tmp_path, **given) as stack:
         inside = {"kafka_bootstrap_servers": f"127.0.0.1:{free_port()}", "kafka_security_protocol": "PLAINTEXT"}
-        broker = local_parts.kafka(Settings(**(stack.given | inside)))
+        broker = brokers.kafka(Settings(**(stack.given | inside)))
         plain = broker.prepare
 
         def prepare() -> None:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 
 from harness.stack import free_port, until
-from local import parts as local_parts
+from local import fetch, flink_cluster
 from local.process import kill_session
 from settings import HERE, Settings
 from tests.unit.test_docker import SERVICES, image_environment, site_packages
@@ -25,9 +25,9 @@ def command(service: str) -> list[str]:
 
 def test_flink_starts_with_the_commands_of_the_compose_file(tmp_path):
     settings = Settings(run_dir=tmp_path, flink_port=free_port(), flink_rpc_port=free_port())
-    local_parts.get_java_parts()
-    local_parts.prepare_flink(settings)
-    given = local_parts.flink_environment(settings)
+    fetch.fetch_jars()
+    flink_cluster.prepare_flink(settings)
+    given = flink_cluster.flink_environment(settings)
     environment = os.environ | {name: given[name] for name in image_environment() if name in given}
     started = []
     try:
@@ -38,7 +38,7 @@ def test_flink_starts_with_the_commands_of_the_compose_file(tmp_path):
                         command(service), cwd=HERE, env=environment, stdout=out, stderr=out, start_new_session=True
                     )
                 )
-        until(lambda: local_parts.rest(settings, "/overview")["slots-total"] == 4, 90, "the TaskManager is known")
+        until(lambda: flink_cluster.rest(settings, "/overview")["slots-total"] == 4, 90, "the TaskManager is known")
         for process in started:
             process.send_signal(signal.SIGTERM)
         assert [process.wait(30) for process in started] == [143, 143]

@@ -15,8 +15,10 @@ from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.errors import MessageSizeTooLargeError
 
 from harness.stack import make_stack, until
-from local.parts import MESSAGE_BYTES, get_jar, write_flink_launcher
+from local.fetch import fetch_jar
+from local.flink_cluster import write_flink_launcher
 from local.process import StackError
+from loop.messages import MAX_RECORD_BYTES
 from settings import HERE
 
 PASSWORD = 'a "quoted" \\ pässword $HOME #1'
@@ -25,7 +27,7 @@ PASSWORD = 'a "quoted" \\ pässword $HOME #1'
 def test_redis_keeps_its_password_in_a_file_of_its_owners_and_what_it_confirmed_over_a_sigkill(tmp_path):
     with make_stack(tmp_path, redis_password=PASSWORD) as stack:
         stack.start("redis")
-        process = psutil.Process(stack.parts["redis"].process.pid)
+        process = psutil.Process(stack.parts["redis"].popen.pid)
         assert not any("quoted" in word for word in process.cmdline())
         assert stat.S_IMODE((tmp_path / "redis" / "redis.conf").stat().st_mode) == 0o600
         client = redis.Redis(**stack.settings.redis_client())
@@ -44,7 +46,7 @@ def test_kafka_takes_a_message_of_1_mb_and_refuses_a_larger_one(kafka):
     producer = KafkaProducer(**names.settings.kafka_client(), max_request_size=10_000_000)
     producer.send(names.settings.input_topic, b"0" * 1_048_000).get(30)
     with pytest.raises(MessageSizeTooLargeError):
-        producer.send(names.settings.input_topic, b"0" * (MESSAGE_BYTES + 1)).get(30)
+        producer.send(names.settings.input_topic, b"0" * (MAX_RECORD_BYTES + 1)).get(30)
     producer.close()
 
 
@@ -59,7 +61,7 @@ def test_kafka_bounds_what_it_keeps(kafka):
 
 
 def test_flink_answers_on_127_0_0_1_only_and_takes_no_jar_from_a_page(flink):
-    manager = psutil.Process(flink.parts["jobmanager"].process.pid)
+    manager = psutil.Process(flink.parts["jobmanager"].popen.pid)
     listening = {c.laddr.ip for c in manager.net_connections() if c.status == psutil.CONN_LISTEN}
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
     assert flink.rest("/config")["features"]["web-submit"] is False
@@ -91,10 +93,10 @@ def test_a_flink_command_that_is_ended_leaves_nothing_behind(flink, tmp_path):
 
 
 def test_a_jar_that_is_not_the_locked_one_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("local.parts.JAVA_PARTS", tmp_path)
+    monkeypatch.setattr("local.fetch.JARS", tmp_path)
     entry = {"groupId": "org.jspecify", "artifactId": "jspecify", "version": "1.0.0", "sha256": "0" * 64}
     with pytest.raises(StackError, match=r"jspecify-1\.0\.0\.jar.*SHA-256 differs"):
-        get_jar(tmp_path / "kafka" / "jspecify-1.0.0.jar", entry)
+        fetch_jar(tmp_path / "kafka" / "jspecify-1.0.0.jar", entry)
     assert not list((tmp_path / "kafka").glob("*.jar"))
 
 

@@ -10,7 +10,8 @@ import redis
 from pydantic import SecretStr
 
 from harness.stack import make_stack
-from local import parts as local_parts
+from local import brokers, fetch, flink_cluster
+from local.environment import child_environment
 from online_learning import kafka_properties, tables
 from settings import HERE, Settings, of_a_job
 
@@ -81,11 +82,11 @@ def read(cases, tmp_path_factory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("read")
     asked = {}
     for field, settings in cases.items():
-        local_parts.write_flink_configuration(settings)
+        flink_cluster.write_flink_configuration(settings)
         inside = settings.model_copy(update={"kafka_security_protocol": "PLAINTEXT",
                                              "kafka_bootstrap_servers": "127.0.0.1:9092"})  # fmt: skip
-        local_parts.prepare_kafka(inside, ["true"])
-        environment = local_parts.flink_environment(settings)
+        brokers.prepare_kafka(inside, ["true"])
+        environment = flink_cluster.flink_environment(settings)
         jaas = kafka_properties(settings)["sasl.jaas.config"]
         for name in ("KAFKA_SASL_PASSWORD_JAAS", "KAFKA_SASL_PASSWORD"):  # as the connector does in the task
             jaas = jaas.replace(f"${{env:{name}}}", environment.get(name, ""))
@@ -98,10 +99,10 @@ def read(cases, tmp_path_factory) -> dict[str, dict]:
     (folder / "asked.json").write_text(json.dumps(asked))
     (folder / "read_back.py").write_text(READ_BACK)
     plain = Settings(run_dir=folder / "run")
-    local_parts.get_java_parts()
-    local_parts.prepare_flink(plain)
+    fetch.fetch_jars()
+    flink_cluster.prepare_flink(plain)
     argv = [sys.executable, *(str(folder / name) for name in ("read_back.py", "asked.json", "answers.json"))]
-    done = subprocess.run(argv, cwd=HERE, env=local_parts.flink_environment(plain), capture_output=True, text=True)
+    done = subprocess.run(argv, cwd=HERE, env=flink_cluster.flink_environment(plain), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "answers.json").read_text())
 
@@ -126,7 +127,7 @@ def test_java_reads_each_setting_as_it_was_given(cases, read, field):
 def test_each_setting_reaches_a_child_as_it_was_given(cases, field):
     argv = [sys.executable, "-c", "from settings import settings; print(repr(settings()))"]
     child = subprocess.run(
-        argv, cwd=HERE, env=local_parts.environment(cases[field]), capture_output=True, text=True, check=False
+        argv, cwd=HERE, env=child_environment(cases[field]), capture_output=True, text=True, check=False
     )
     assert child.stdout.strip() == repr(cases[field]), child.stderr
 
@@ -134,11 +135,11 @@ def test_each_setting_reaches_a_child_as_it_was_given(cases, field):
 def test_the_flink_command_runs_from_a_folder_of_any_name(tmp_path, monkeypatch):
     folder = tmp_path / FOLDER
     folder.mkdir()
-    local_parts.get_java_parts()
-    local_parts.prepare_flink(Settings(run_dir=folder / ".local"))
-    monkeypatch.setattr("local.parts.HERE", folder)
-    monkeypatch.setattr("local.parts.VENV_BIN", folder)
-    argv = [str(local_parts.write_flink_launcher()), "--version"]
+    fetch.fetch_jars()
+    flink_cluster.prepare_flink(Settings(run_dir=folder / ".local"))
+    monkeypatch.setattr("local.flink_cluster.HERE", folder)
+    monkeypatch.setattr("local.flink_cluster.VENV_BIN", folder)
+    argv = [str(flink_cluster.write_flink_launcher()), "--version"]
     done = subprocess.run(
         argv, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}, capture_output=True, text=True, check=False
     )

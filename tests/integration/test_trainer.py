@@ -17,9 +17,9 @@ from sklearn.linear_model import SGDClassifier
 
 from harness.stack import Stack, until
 from learners.learner import new_learner
-from local.parts import create_topics
+from local.brokers import create_topics
 from loop.lease import LEASE_MS, RENEW_SECONDS, new_submission
-from loop.messages import DIGITS
+from loop.messages import DIGITS, MAX_RECORD_BYTES
 from loop.model_store import AwayError, ModelStore
 from loop.topic_log import SourceLog
 from loop.trainer import StopJob, Trainer
@@ -449,7 +449,7 @@ def test_a_gap_of_large_messages_is_learned_in_pieces(loop, tasks):
     task = tasks()
     feed(task, 0, 10)
     old = snapshot(task.store)
-    producer = Producer(loop.settings.confluent_client() | {"message.max.bytes": 1_048_588})
+    producer = Producer(loop.settings.confluent_client() | {"message.max.bytes": MAX_RECORD_BYTES})
     for _ in range(40):
         producer.produce(loop.settings.input_topic, b"x" * 1_000_000)
         producer.flush(30)

