@@ -49,7 +49,7 @@ def test_the_gap_checks_read_every_codec(names, codec):
 def test_the_page_shows_samples_of_every_codec(names, codec):
     prediction = orjson.dumps(orjson.loads(SAMPLE) | {"predict_y": 3})
     send(names, codec, names.settings.predict_topic, [prediction] * 20)
-    newest = NewestSamples(names.settings)
+    newest = NewestSamples(names.settings, on_cluster=lambda cluster: None)
     newest.start()
     try:
         until(lambda: len(newest.samples) == 20, 30, f"20 samples, {newest.error}")
@@ -67,7 +67,7 @@ def test_the_producer_shows_messages_of_every_codec(names, codec):
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_dead_jobs_open_outputs_are_found_in_every_codec(names, codec):
     topic = names.settings.predict_topic
-    outputs = [orjson.dumps({"partition": 0, "offset": offset}) for offset in range(7, 27)]
+    outputs = [orjson.dumps({"predict_y": 1, "model_version": 1, "partition": 0, "offset": i}) for i in range(7, 27)]
     producer = send(names, codec, topic, outputs, transaction=f"{topic}-dead")
     assert first_open_inputs(names.settings) == {0: 7}
     producer.abort_transaction(30)
