@@ -57,7 +57,7 @@ class Trial:
 
     def keep_the_whole_history(self) -> None:
         """Have Redis not rewrite its append-only file, in which the proof reads every commit."""
-        self.store.redis.config_set("auto-aof-rewrite-percentage", 0)
+        self.stack.redis_admin().config_set("auto-aof-rewrite-percentage", 0)
 
     # -- what streams, learns and answers ---------------------------------------------------------------------------
 

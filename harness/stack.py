@@ -166,7 +166,7 @@ class Stack:
 
     def redis_admin(self) -> redis.Redis:
         """Return a client of the user who may configure this run's Redis."""
-        return redis.Redis(**self.settings.redis_client() | {"username": "admin", "password": ADMIN_PASSWORD})
+        return redis_admin(self.settings)
 
     # --- the job ---
 
@@ -219,6 +219,11 @@ class Stack:
         """Return the folder of the job's newest completed checkpoint."""
         done = (self.settings.run_dir / "checkpoints" / job).glob("chk-*/_metadata")
         return max(done, key=lambda path: path.stat().st_mtime).parent
+
+
+def redis_admin(settings: Settings) -> redis.Redis:
+    """Return a client of the user who may configure a test's Redis."""
+    return redis.Redis(**settings.redis_client() | {"username": "admin", "password": ADMIN_PASSWORD})
 
 
 def guard(run_dir: Path) -> subprocess.Popen:
