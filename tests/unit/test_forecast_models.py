@@ -14,7 +14,10 @@ def operator() -> Operator:
     return simulate(1_500_000, days=320)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+LAST = list(VERSIONS)[-1]  # holds what the versions before it hold
+
+
+@pytest.mark.parametrize("version", [*(pytest.param(v, marks=pytest.mark.long) for v in VERSIONS if v != LAST), LAST])
 def test_every_version_learns_and_forecasts_2160_hours_of_each_key(operator, version):
     day = operator.series.days - 90
     features = Features(operator.series.until(day))
