@@ -25,7 +25,7 @@ test: check ## the checks and the tests, on real components and in a real browse
 
 test-all: check ## everything, with every kind of fault, the long variants and Airflow
 	@$(PROJECT) --dev -m forecast.install --airflow
-	@$(PYTEST)
+	@FUZZED_BODIES=10000 $(PYTEST)
 
 faults: ## fifty faults over 100,000 samples: what was lost, what was learned twice
 	@$(PROJECT) --dev -m benchmarks.loop.faults $(FAULTS)
