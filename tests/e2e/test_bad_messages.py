@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import os
 import random
 from collections import Counter
 
@@ -19,7 +18,6 @@ from loop.messages import DIGITS, MAX_REJECTED_BYTES, BadMessageError
 from loop.model_store import ModelStore, Stored
 
 X, LABELS = load_digits(return_X_y=True)
-LARGE = int(os.environ.get("LARGE_MESSAGES", "400"))  # more bytes than the TaskManager has outside its heap
 GOOD = {"ts": "2026-01-01 00:00:00", "x": [0] * 64, "actual_y": 3}
 
 
@@ -191,15 +189,17 @@ def fuzzed(rng: random.Random) -> bytes:
     return bytes(message)
 
 
-def test_messages_of_one_megabyte_in_a_row_do_not_kill_the_taskmanager(stack, job):
+# 400 are more bytes than the TaskManager has outside its heap.
+@pytest.mark.parametrize("count", [400, pytest.param(2000, marks=pytest.mark.long)])
+def test_messages_of_one_megabyte_in_a_row_do_not_kill_the_taskmanager(stack, job, count):
     alive = stack.parts["taskmanager"].process
     big = b'{"ts":"' + b"a" * 999_990 + b'"}'
     with sending(stack) as send:
         send(DIGITS.sample(X[0], LABELS[0]))
-        for _ in range(LARGE):
+        for _ in range(count):
             send(big)
         send(DIGITS.sample(X[1], LABELS[1]))
-    judged(stack, 2, LARGE, 420)
+    judged(stack, 2, count, 420)
     assert stack.exceptions(job) == ""
     assert stack.parts["taskmanager"].process is alive
     assert stack.parts["taskmanager"].alive

@@ -1,4 +1,7 @@
-"""Both DAGs run by a real Airflow, as ``make forecast-dags`` does; without its environment they are skipped."""
+"""Both DAGs run by a real Airflow, as ``make forecast-dags`` and ``make test-all`` do.
+
+Without its environment they are skipped.
+"""
 
 import os
 import shutil
@@ -12,9 +15,11 @@ import pytest
 from forecast.install import AIRFLOW_PYTHON
 from settings import HERE
 
-pytestmark = pytest.mark.skipif(
-    not AIRFLOW_PYTHON.exists(), reason="needs .local/venv-airflow: python -m forecast.install --airflow makes it"
-)
+WITHOUT_AIRFLOW = "needs .local/venv-airflow: python -m forecast.install --airflow makes it"
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not AIRFLOW_PYTHON.exists(), reason=WITHOUT_AIRFLOW),
+]
 
 
 def run(argv: list[str], env: dict[str, str]) -> str:
