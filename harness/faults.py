@@ -451,7 +451,7 @@ def accept(t: Trial) -> None:
     before = t.store.read()
     assert before
     t.proof.unpredicted |= t.unfinished()
-    t.admin("admin.py", "accept", "--yes")
+    t.admin("admin.py", "model", "accept", "--yes")
     after = t.store.read()
     assert after
     same = before.meta.topic_id == after.meta.topic_id

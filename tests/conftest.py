@@ -1,6 +1,7 @@
 """The real parts that tests run against: each starts once a worker, and only when a test asks for it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,23 @@ def place(item: pytest.Item) -> tuple[int, int]:
     name, layer = item.path.name, item.path.parent.name
     rank = LONGEST.index(name) if name in LONGEST else len(LONGEST)
     return rank, LAYERS.index(layer) if layer in LAYERS else len(LAYERS)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Hand a test's report to the main process as UTF-8: some tests print what is none."""
+    return in_utf8((yield))
+
+
+def in_utf8(report: Any) -> Any:
+    """Return the report with each lone surrogate in its texts escaped."""
+    if isinstance(report, str):
+        return report.encode(errors="backslashreplace").decode()
+    if isinstance(report, dict):
+        return {in_utf8(key): in_utf8(value) for key, value in report.items()}
+    if isinstance(report, list | tuple):
+        return type(report)(map(in_utf8, report))
+    return report
 
 
 @pytest.fixture(scope="session")

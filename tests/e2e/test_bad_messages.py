@@ -10,7 +10,6 @@ import pytest
 from confluent_kafka import KafkaException, Producer
 from sklearn.datasets import load_digits
 
-from data_producer import client_config
 from harness.proof import read_committed
 from harness.stack import Stack, until
 from local.parts import MESSAGE_BYTES
@@ -63,7 +62,7 @@ BAD: dict[str, tuple[bytes | None, str]] = {
 def sending(stack: Stack):
     """Give a function that sends one message; all have arrived when the block ends."""
     options = {"linger.ms": 5, "message.max.bytes": 2_000_000, "queue.buffering.max.kbytes": 2_000_000}
-    producer = Producer(client_config(stack.settings) | options)
+    producer = Producer(stack.settings.confluent_client() | options)
     problems: list = []
 
     def send(value: bytes | None) -> None:

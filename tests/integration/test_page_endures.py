@@ -13,7 +13,6 @@ from confluent_kafka import Producer
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import SGDClassifier
 
-from data_producer import client_config
 from harness.page import Page, a_model, commit, drawing, serving
 from harness.stack import Stack, until
 from loop.messages import DIGITS
@@ -124,7 +123,7 @@ FOREIGN = [
 
 
 def test_foreign_predictions_are_told_of_and_newer_ones_shown(page: Page):
-    producer = Producer(client_config(page.stack.settings))
+    producer = Producer(page.stack.settings.confluent_client())
     for record in FOREIGN:
         producer.produce(page.stack.settings.predict_topic, record)
     producer.flush(10)
@@ -210,7 +209,7 @@ def test_a_model_of_other_than_drawings_leaves_the_page_alive(page: Page):
     X, y = load_breast_cancer(return_X_y=True)
     other = Stored(pickle.dumps(SGDClassifier().fit(X, y)), Meta(model_id=new_model_id(), version=5, samples=569))
     store = ModelStore(page.stack.settings)
-    producer = Producer(client_config(page.stack.settings))
+    producer = Producer(page.stack.settings.confluent_client())
     producer.produce(page.stack.settings.predict_topic, DIGITS.sample([7] * 64, 4))
     producer.flush(10)
     assert event(page, "samples")

@@ -423,7 +423,7 @@ def test_an_accepted_model_refuses_a_flink_that_begins_later(loop, tasks):
 
 
 def accept(loop: Stack) -> None:
-    done = subprocess.run([sys.executable, "admin.py", "accept", "--yes"], cwd=HERE, env=loop.env)
+    done = subprocess.run([sys.executable, "admin.py", "model", "accept", "--yes"], cwd=HERE, env=loop.env)
     assert done.returncode == 0
 
 
@@ -549,7 +549,7 @@ def test_a_topic_made_anew_stops_the_next_start_with_a_sentence(loop, tasks):
     task.close()
     remake_topic(loop)
     send(loop, 0, 100)
-    with pytest.raises(StopJob, match=r"was deleted and made again .* python admin.py accept"):
+    with pytest.raises(StopJob, match=r"was deleted and made again .* python admin.py model accept"):
         tasks()
 
 

@@ -462,7 +462,7 @@ PROGRAMS = [
     ["data_producer.py"],
     ["server.py"],
     ["redis_clear.py", "--yes"],
-    ["admin.py", "show"],
+    ["admin.py", "model", "show"],
     ["online_learning.py"],
 ]
 
