@@ -1,17 +1,31 @@
 # Needs Python 3.11 or 3.12 and nothing else; the environment is made in .local at the first call.
 PYTHON ?= python3
 PROJECT = $(PYTHON) local/bootstrap.py
+# Two workers, each with components of its own. One thread each: two would wait for each other.
+PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PROJECT) --dev -m pytest \
+	-n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-.PHONY: run test faults accuracy bench bench-page bench-drawings fuzz-page clean
+.PHONY: help run check test test-all
+.PHONY: faults accuracy bench bench-page bench-drawings fuzz-page clean
+
+help: ## print what make can do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## start everything, until Ctrl-C
 	@$(PROJECT) -m local.stack run
 
-test: ## lint, types and every test
+check: ## style, types and import rules
 	@$(PROJECT) --dev -m ruff check .
 	@$(PROJECT) --dev -m ruff format --check .
 	@$(PROJECT) --dev -m mypy .
-	@$(PROJECT) --dev -m pytest
+	@$(PROJECT) --dev .local/venv/bin/lint-imports
+
+test: check ## the checks and the tests, on real components and in a real browser: 15 minutes
+	@$(PYTEST) -m "not long"
+
+test-all: check ## everything, with every kind of fault, the long variants and Airflow
+	@$(PROJECT) --dev --airflow -c pass
+	@FUZZED_BODIES=10000 $(PYTEST)
 
 faults: ## fifty faults over 100,000 samples: what was lost, what was learned twice
 	@$(PROJECT) --dev -m benchmarks.loop.faults $(FAULTS)

@@ -1,209 +1,28 @@
-"""What is done to a model on purpose: show it, accept another stream, sign a pickle that you trust, change the key."""
-
-import zlib
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from copy import deepcopy
-from pathlib import Path
-from typing import Any
+"""The administration command: the stored model, what is in a topic, bad messages."""
 
 import click
-import numpy as np
 import redis
 from kafka.errors import KafkaError
-from pydantic import SecretStr
 
-from learners.learner import load_learner
-from local.job import skip_restore_points
-from loop.lease import LEASE_MS, Lease, new_submission
-from loop.messages import load_format
-from loop.model_store import Meta, ModelStore, SignatureError, Stored, StoreError, new_model_id, unpickle
-from loop.topic_log import SourceLog, SourceLogError
-from settings import Settings, SettingsError, settings
+from commands.model import model
+from commands.rejects import rejects
+from commands.topics import topic
+from loop.model_store import StoreError
+from loop.topic_log import SourceLogError
+from settings import SettingsError
 
 
-@click.group(help=__doc__)
+@click.group(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Hold the commands."""
 
 
-@main.command()
-def show() -> None:
-    """Print what stands beside the stored model."""
-    stored = _stored(ModelStore(settings()))
-    for name, value in stored.meta.dumps().items():
-        click.echo(f"{name:20} {value.decode()}")
-    click.echo(f"{'model':20} {len(stored.model)} bytes")
-
-
-@main.command()
-@click.option("--yes", is_flag=True, help="Don't ask.")
-def accept(yes: bool) -> None:
-    """Let the stored model go on from what the topic holds now: a gap that retention left, or a topic made anew.
-
-    Stop the job first, and submit it again without -s: the positions in its checkpoints are the old topic's.
-    """
-    config = settings()
-    store, log = ModelStore(config), SourceLog(config)
-    with closing(log), _lease(store) as lease:
-        before = _stored(store)
-        meta = deepcopy(before.meta)
-        meta.topic_id, meta.cluster_id = log.topic_id(), log.cluster_id()
-        bounds = _bounds(log, before.meta)
-        meta.progress = _accepted(log, before.meta, bounds, meta.topic_id == before.meta.topic_id)
-        if not yes:
-            click.confirm("Go on with this model from there?", abort=True)
-        meta.parent, meta.model_id = f"{meta.model_id}:{meta.version}", new_model_id(meta.model_id)
-        meta.version += 1
-        meta.starts, meta.checksums = dict(meta.progress), {}
-        store.commit(before, meta, before.model, before.state, lease.submission, LEASE_MS)
-        skip_restore_points(config.run_dir)
-    click.echo(f"Accepted: model {meta.model_id} goes on from {meta.parent}. Submit the job without -s.")
-
-
-@main.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def sign(file: Path) -> None:
-    """Sign the pickled estimator in FILE, which you trust, and store it as the model that the job goes on with.
-
-    It counts as having learned what the job's consumer group has read. A pickle runs code when it is opened: sign only what
-    you, or somebody you trust, wrote.
-    """
-    config = settings()
-    store, log = ModelStore(config), SourceLog(config)
-    model = file.read_bytes()
-    _try_out(config, file, model)
-    with closing(log), _lease(store) as lease:
-        before = store.unsigned() or store.read()
-        if before is not None and before.meta.commit_id and not before.cleared:
-            raise click.ClickException(
-                f"Redis holds a signed model already; python redis_clear.py {config.model_key} forgets it."
-            )
-        old = before.meta if before else Meta()
-        meta = Meta(model_id=new_model_id(old.model_id), version=1, learner=config.learner, topic_id=log.topic_id())
-        meta.cluster_id = log.cluster_id()
-        bounds = _bounds(log, Meta())
-        read = log.committed() | (old.starts if old.topic_id == meta.topic_id else {})
-        for partition, (first, end) in bounds.items():
-            meta.progress[partition] = min(max(read.get(partition, 0), first), end)
-            meta.samples += meta.progress[partition] - first
-        meta.starts = dict(meta.progress)
-        store.commit(before, meta, model, b"", lease.submission, LEASE_MS)
-    click.echo(f"Signed: {file} is model {meta.model_id}, version 1; the job goes on from {meta.progress}.")
-
-
-@main.command()
-@click.argument("old_key", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def resign(old_key: Path) -> None:
-    """Sign the stored model with this installation's key in place of the one in the file OLD_KEY.
-
-    Stop the job first. The model, its training state and its place in the stream stay as they are.
-    """
-    config = settings()
-    replaced = {"model_signing_key": SecretStr(""), "model_signing_key_file": old_key}
-    store, old_store = ModelStore(config), ModelStore(config.model_copy(update=replaced))
-    if store.signing_key == old_store.signing_key:
-        raise click.ClickException(f"{old_key} holds this installation's key; set the new one, then run this again.")
-    with _lease(store) as lease:
-        try:
-            before = old_store.read(with_state=True)
-        except SignatureError as error:
-            raise click.ClickException(f"Not with the key in {old_key}: {error}") from None
-        if before is None:
-            raise click.ClickException(f"Redis holds no model under {store.keys[0]}.")
-        meta = deepcopy(before.meta)
-        store.commit(before, meta, before.model, before.state, lease.submission, LEASE_MS)
-    click.echo(
-        f"Signed again: model {meta.model_id}, version {meta.version}. Start the job and the page with the new key."
+for command in (model, topic, rejects):
+    main.add_command(command)
+for name in model.commands:  # as they were called before 0.2.0
+    main.add_command(
+        click.Command(name, hidden=True, params=model.commands[name].params, callback=model.commands[name].callback)
     )
-
-
-@contextmanager
-def _lease(store: ModelStore) -> Iterator[Lease]:
-    """Hold the model's lease, so that no job commits meanwhile; raises ``LeaseError`` while one runs."""
-    lease = Lease(store, new_submission(store))
-    lease.take()
-    lease.keep()  # a person may take a while to answer
-    try:
-        yield lease
-    finally:
-        lease.give_back()
-
-
-def _stored(store: ModelStore) -> Stored:
-    stored = store.read(with_state=True)
-    if stored is None or stored.cleared:
-        raise click.ClickException(f"Redis holds no model under {store.keys[0]}.")
-    return stored
-
-
-def _bounds(log: SourceLog, meta: Meta) -> dict[int, tuple[int, int]]:
-    """Return the topic's bounds, refusing a topic that lacks a partition which the model has learned from."""
-    bounds = log.bounds()
-    missing = sorted(meta.progress.keys() - bounds.keys())
-    if missing or not bounds:
-        which = f"partition {missing[0]}, which the model has learned from" if missing else "partition"
-        raise click.ClickException(
-            f"Topic {log.topic} has no {which}: set INPUT_TOPIC to the model's topic, or add the partition."
-        )
-    return bounds
-
-
-def _accepted(log: SourceLog, meta: Meta, bounds: dict[int, tuple[int, int]], same_topic: bool) -> dict[int, int]:
-    """Return {partition: next offset to learn}, and print each with what is skipped."""
-    progress = {}
-    for partition, (first, end) in bounds.items():
-        learned = meta.progress.get(partition, 0)
-        before = learned if same_topic else 0
-        progress[partition] = min(max(before, first), end)
-        skipped = _skipped(log, meta, partition, before, first, end) if same_topic else ""
-        click.echo(
-            f"{log.topic} partition {partition}: next sample to learn {learned} -> {progress[partition]}{skipped}"
-        )
-    return progress
-
-
-def _skipped(log: SourceLog, meta: Meta, partition: int, before: int, first: int, end: int) -> str:
-    """Return what is not learned of a partition, as the end of a line; "" where that is nothing."""
-    if first > before:
-        return f"; {first - before} messages that were deleted unread are skipped"
-    offset, checksum = meta.checksums.get(partition, (-1, 0))
-    rewritten = end < before
-    if not rewritten and offset >= first:
-        found = log.read(partition, offset, offset + 1)
-        rewritten = any(zlib.crc32(payload or b"") != checksum for _, payload in found)
-    if not rewritten:
-        return ""
-    return (
-        f"; the log lost its end and may hold other messages now than those learned, so up to "
-        f"{min(before, end) - first} that were not learned are skipped"
-    )
-
-
-def _try_out(config: Settings, file: Path, model: bytes) -> None:
-    """Refuse a pickle that the job could not go on with; raises ``ModelFormatError`` or ``ClickException``."""
-    if config.learner == "default":
-        raise click.ClickException(
-            "LEARNER=default goes on with its training state, which a pickle does not hold: set LEARNER to sgd, or to "
-            "module:factory of your own. To change the key of the stored model, run python admin.py resign."
-        )
-    served: Any = unpickle(model, Meta())
-    message = load_format(config.message_format)
-    classes = getattr(served, "classes_", message.classes)
-    if not np.array_equal(classes, message.classes):
-        raise click.ClickException(f"{file} tells the classes {list(classes)} apart, not {list(message.classes)}.")
-    X = np.arange(message.n_classes * message.n_features, dtype=float).reshape(message.n_classes, -1)
-    X = message.low + X % (message.high - message.low + 1.0)
-    try:
-        learner = load_learner(config.learner, message.classes, message.n_features, model, b"")
-        learner.predict(X)
-        learner.learn(X, message.classes)
-        learner.learn(X[:1], message.classes[:1])  # a batch seldom holds every class
-        told = learner.predict(X)
-    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
-        raise click.ClickException(f"The job can't go on with the model in {file}: {error}") from None
-    if not np.isin(np.asarray(told), message.classes).all():
-        raise click.ClickException(f"The job can't go on with the model in {file}: it predicts no labels.")
 
 
 def run() -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from data_producer import client_config
 from forecast.series import KEYS
 from forecast.simulate import Operator
 from settings import HERE, Settings
@@ -49,7 +48,7 @@ def events(operator: Operator, first_hour: int, hours: int) -> Iterator[bytes]:
 
 def produce(settings: Settings, topic: str, lines: Iterable[bytes]) -> int:
     """Write events to Kafka, each region's in order to one partition; returns how many. Raises ``KafkaException``."""
-    producer = Producer(client_config(settings) | {"linger.ms": 50, "enable.idempotence": True})
+    producer = Producer(settings.confluent_client() | {"linger.ms": 50, "enable.idempotence": True})
     n = 0
     for line in lines:
         while len(producer) > QUEUED:
@@ -137,7 +136,7 @@ def _options(options: dict[str, str]) -> str:
 def read(settings: Settings, topic: str) -> pd.DataFrame:
     """Return the committed rows of a topic: ``KEYS``, ``ms`` and ``n``. Raises ``KafkaException``."""
     consumer = Consumer(
-        client_config(settings)
+        settings.confluent_client()
         | {"group.id": "forecast", "enable.auto.commit": False, "enable.partition.eof": True}
         | {"isolation.level": "read_committed"}
     )

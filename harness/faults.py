@@ -57,7 +57,7 @@ class Trial:
 
     def keep_the_whole_history(self) -> None:
         """Have Redis not rewrite its append-only file, in which the proof reads every commit."""
-        self.store.redis.config_set("auto-aof-rewrite-percentage", 0)
+        self.stack.redis_admin().config_set("auto-aof-rewrite-percentage", 0)
 
     # -- what streams, learns and answers ---------------------------------------------------------------------------
 
@@ -451,7 +451,7 @@ def accept(t: Trial) -> None:
     before = t.store.read()
     assert before
     t.proof.unpredicted |= t.unfinished()
-    t.admin("admin.py", "accept", "--yes")
+    t.admin("admin.py", "model", "accept", "--yes")
     after = t.store.read()
     assert after
     same = before.meta.topic_id == after.meta.topic_id

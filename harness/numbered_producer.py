@@ -9,7 +9,6 @@ import time
 from confluent_kafka import Producer
 from sklearn.datasets import load_digits
 
-from data_producer import client_config
 from loop.messages import DIGITS
 from settings import settings
 
@@ -21,7 +20,7 @@ def main(first: int, rate: float) -> None:
     config = settings()
     X, labels = load_digits(return_X_y=True)
     options = {"enable.idempotence": True, "linger.ms": 5, "message.timeout.ms": 600_000}
-    producer = Producer(client_config(config) | options)
+    producer = Producer(config.confluent_client() | options)
     partitions = len(producer.list_topics(config.input_topic, 60).topics[config.input_topic].partitions)
     begin, number = time.monotonic(), first
     while True:

@@ -37,7 +37,7 @@ def read_committed(settings: Settings, topic: str) -> dict[tuple[int, int], byte
 class Proof:
     """Collects what a run leaves behind; raises ``AssertionError`` naming what is not as promised.
 
-    ``given_up``: places that a person gave up with ``admin.py accept``. ``unpredicted``: places deleted from the
+    ``given_up``: places that a person gave up with ``admin.py model accept``. ``unpredicted``: places deleted from the
     topic before their prediction was committed. ``again``: places whose prediction may stand twice, as a submission
     started without a checkpoint. ``predictions``: by which version each place may have been predicted, and as what;
     ``versions``: by which version alone; ``unordered``: places learned in a batch of several partitions, whose order is

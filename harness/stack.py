@@ -1,7 +1,10 @@
 """A real Kafka, Redis and Flink for tests, on ports and in a folder of their own."""
 
 import contextlib
+import fcntl
+import itertools
 import os
+import random
 import re
 import secrets
 import shutil
@@ -10,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +34,7 @@ STARTS = {
     "kafka": brokers.kafka,
 }
 FLINK = ("jobmanager", "taskmanager")
+PORTS = 5_000  # for each worker
 
 
 def until(check: Callable[[], T], seconds: float = 60, what: str = "") -> T:
@@ -50,11 +54,28 @@ def until(check: Callable[[], T], seconds: float = 60, what: str = "") -> T:
         time.sleep(0.1)
 
 
+def ports_to_try() -> Iterator[int]:
+    """Yield ports without end, from a range that no other pytest worker of this session uses.
+
+    They lie below those that the system gives to clients, so that no connection takes one first.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 12_000 + worker % 4 * PORTS
+    begin = random.SystemRandom().randrange(PORTS)  # two sessions seldom meet
+    yield from (first + (begin + i) % PORTS for i in itertools.count())
+
+
 def free_port() -> int:
-    """Return a port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port that nothing listens on now and that this process has not returned lately."""
+    while True:
+        port = next(PORTS_TO_TRY)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+PORTS_TO_TRY = ports_to_try()
 
 
 def with_admin(server: Process) -> Process:
@@ -167,7 +188,7 @@ class Stack:
 
     def redis_admin(self) -> redis.Redis:
         """Return a client of the user who may configure this run's Redis."""
-        return redis.Redis(**self.settings.redis_client() | {"username": "admin", "password": ADMIN_PASSWORD})
+        return redis_admin(self.settings)
 
     # --- the job ---
 
@@ -222,6 +243,11 @@ class Stack:
         return max(done, key=lambda path: path.stat().st_mtime).parent
 
 
+def redis_admin(settings: Settings) -> redis.Redis:
+    """Return a client of the user who may configure a test's Redis."""
+    return redis.Redis(**settings.redis_client() | {"username": "admin", "password": ADMIN_PASSWORD})
+
+
 def guard(run_dir: Path) -> subprocess.Popen:
     """Start a process that ends the parts of this run folder when the test session dies without a chance to."""
     code = (
@@ -237,14 +263,29 @@ def make_stack(run_dir: Path, **overrides: Any) -> contextlib.closing[Stack]:
 
 
 def chromium() -> str:
-    """Return the path of Chrome or Chromium: the one on PATH, else Debian's where root may install it."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
+    """Return the path of Chrome or Chromium: the one on PATH, or Debian's if root may install it."""
+    found = chromium_on_path()
     if not found and os.geteuid() == 0 and shutil.which("apt-get"):
-        log = HERE / ".local" / "log" / "chromium.log"
-        env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for argv in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]):
-            run_to_end(argv, env, log, patience=600)
-        found = shutil.which("chromium")
+        folder = HERE / ".local" / "log"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "chromium.lock").open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)  # two workers may both need it first
+            if not chromium_on_path():
+                install_chromium(folder / "chromium.log")
+        found = chromium_on_path()
     assert found, "The browser tests need Chromium or Chrome on PATH: install the package chromium."
     return found
+
+
+def chromium_on_path() -> str | None:
+    """Return the path of the first Chrome or Chromium on PATH."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def install_chromium(log: Path) -> None:
+    """Install Debian's Chromium."""
+    env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    install = ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]
+    for argv in (["apt-get", "update"], install):
+        run_to_end(argv, env, log, patience=600)

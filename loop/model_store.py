@@ -303,7 +303,7 @@ class ModelStore:
         if not found:
             raise SignatureError(
                 f"Redis key {name} holds an unsigned model, which is not opened. If you trust it, sign it with "
-                f"python admin.py sign; else forget it with python redis_clear.py {name}."
+                f"python admin.py model sign; else forget it with python redis_clear.py {name}."
             )
         if not model and "cleared_at" not in found:
             raise IncompleteError(f"Redis key {name} is gone while {self.keys[1]} is still there: put it back from a "
@@ -312,7 +312,7 @@ class ModelStore:
         if not hmac.compare_digest(signature.encode(), self.sign(model, found).encode()):
             raise SignatureError(
                 f"The model in Redis key {name} is not signed with this installation's key, or was changed after it was "
-                "signed; it is not opened. Set the key that signed it, sign it again with python admin.py resign, or "
+                "signed; it is not opened. Set the key that signed it, sign it again with python admin.py model resign, or "
                 f"start over with python redis_clear.py {name}."
             )
 

@@ -165,7 +165,7 @@ class Trainer:
         Notes what the group has got before this task.
         """
         topic, topic_id, bounds = self.settings.input_topic, self.log.topic_id(), self.log.bounds()
-        accept = "To go on with this model from what the topic holds now, run python admin.py accept."
+        accept = "To go on with this model from what the topic holds now, run python admin.py model accept."
         if self.meta.topic_id and topic_id != self.meta.topic_id:
             raise StopJob(f"Topic {topic} was deleted and made again since the model learned from it. {accept}")
         for partition, following in self.meta.progress.items():
@@ -191,7 +191,7 @@ class Trainer:
     def _expired(self, partition: int, expected: int, first: int) -> str:
         return (f"Topic {self.settings.input_topic} partition {partition} begins at offset {first}, but the next sample to "
                 f"learn is {expected}: retention has deleted {first - expected} messages unread. To go on without them, run "
-                "python admin.py accept.")  # fmt: skip
+                "python admin.py model accept.")  # fmt: skip
 
     # -- one batch ------------------------------------------------------------------------------------------------------
 

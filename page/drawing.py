@@ -9,7 +9,8 @@ import numpy as np
 from reportlab.graphics import renderPM, shapes
 from reportlab.lib import colors
 
-from page.svg import DrawingError, Line, read_svg
+from page.ink import SPECK, Line, inside_of
+from page.svg import DrawingError, read_svg
 
 __all__ = ["DrawingError", "features", "from_lines"]
 
@@ -21,8 +22,10 @@ HEIGHTEN = 1.6
 MAX_SLANT = 0.8  # x per y
 EDGE = 0.08  # of the height, at the top and at the bottom, where the left edge is looked for
 DOT = 1.2  # times the pen's width: what is not larger is a dot and stays one
-SPECK = 0.05  # of the drawing's size: shorter strokes beside longer ones are slips of the hand
+NEAR = 0.005  # of the drawing's size: lines whose ends are so near to each other are one stroke
 STEPS = 100  # along the drawing's longer side, where the slant is measured
+MAX_STEPS = 20_000  # in all
+MAX_CORNERS = 300  # of all lines, up to which reportlab draws them; its time grows with their square
 FINE = 4  # pixels per bitmap pixel where filled shapes are measured
 
 
@@ -47,8 +50,48 @@ def from_lines(lines: list[Line]) -> np.ndarray:
 
 
 def _without_specks(lines: list[Line]) -> list[Line]:
+    """Return the lines without slips of the hand: what is small once lines that go on from each other are one."""
     size = np.ptp(np.vstack([line.points for line in lines]), axis=0).max()
-    return [line for line in lines if line.filled or np.ptp(line.points, axis=0).max() >= SPECK * size] or lines
+    if not any(_is_speck(line, size) for line in lines):
+        return lines
+    joined = _joined(lines, NEAR * size)
+    return [line for line in joined if not _is_speck(line, size)] or joined
+
+
+def _is_speck(line: Line, size: float) -> bool:
+    return not line.filled and bool(np.ptp(line.points, axis=0).max() < SPECK * size)
+
+
+def _joined(lines: list[Line], near: float) -> list[Line]:
+    """Return the lines with those joined of which one begins or ends where another does."""
+    ends = np.array([end for line in lines for end in (line.points[0], line.points[-1])])
+    for i, line in enumerate(lines):
+        if line.filled:
+            ends[2 * i : 2 * i + 2] = np.inf  # as are those that have been taken
+    joined = [line for line in lines if line.filled]
+    for i, line in enumerate(lines):
+        if not np.isfinite(ends[2 * i, 0]):
+            continue
+        ends[2 * i : 2 * i + 2] = np.inf
+        pieces = [line.points]
+        for _ in range(2):  # on from its end, then on from its beginning
+            _go_on(pieces, lines, ends, near)
+            pieces = [piece[::-1] for piece in reversed(pieces)]
+        joined.append(Line(np.vstack(pieces), line.width))
+    return joined
+
+
+def _go_on(pieces: list[np.ndarray], lines: list[Line], ends: np.ndarray, near: float) -> None:
+    """Append the lines that begin or end where the last piece ends, one after the other; they are taken."""
+    while True:
+        away = np.abs(ends - pieces[-1][-1]).max(axis=1)
+        best = int(away.argmin())
+        if not away[best] <= near:
+            return
+        points = lines[best // 2].points
+        ends[best // 2 * 2 : best // 2 * 2 + 2] = np.inf
+        points = points[::-1] if best % 2 else points
+        pieces.append(points[1:] if len(points) > 1 and away[best] == 0 else points)
 
 
 def _upright(lines: list[Line]) -> list[Line]:
@@ -59,7 +102,11 @@ def _upright(lines: list[Line]) -> list[Line]:
     second alone leans to loose ends.
     """
     everything = np.vstack([line.points for line in lines])
-    step = np.ptp(everything, axis=0).max() / STEPS
+    size = np.ptp(everything, axis=0).max()
+    step = size / STEPS
+    if len(everything) * STEPS > MAX_STEPS / 2:  # no fewer points can make too many steps
+        way = sum(float(np.hypot(*np.diff(line.points, axis=0).T).sum()) for line in lines)
+        step = max(step, way / MAX_STEPS)
     x, y = np.vstack([_evenly(line.points, step) for line in lines]).T
     height = np.ptp(y)
     if height <= 0:
@@ -111,29 +158,50 @@ def _bitmap(lines: list[Line], pen: float) -> np.ndarray:
 
 def _painted(lines: list[Line], side: int) -> np.ndarray:
     """Return the bitmap's lines painted white on black, uint8 (side, side), edges smoothed."""
+    strokes = [_simple(line.points) for line in lines if not line.filled]
+    outlines = [_simple(line.points) for line in lines if line.filled]
+    if sum(map(len, strokes + outlines)) > MAX_CORNERS:
+        return _painted_at_once(strokes, outlines, side)
     canvas = renderPM.PMCanvas(side, side, bg=0, backend="_renderPM")
     canvas.ctm = (side / SIDE, 0, 0, -side / SIDE, 0, side)  # y goes up there
     canvas.strokeWidth, canvas.lineCap, canvas.lineJoin = PEN, 1, 1  # round ends and joins
     canvas.setStrokeColor(colors.white)
     canvas.setFillColor(colors.white)
-    for line in lines:
-        if not line.filled:
-            _trace(canvas, line.points)
-            canvas.pathStroke()
-    outlines = [line.points for line in lines if line.filled]
+    for points in strokes:
+        canvas.pathBegin()
+        _trace(canvas, points)
+        canvas.pathStroke()
     if outlines:
         canvas.pathBegin()
         for points in outlines:
-            _trace(canvas, points, begin=False)
+            _trace(canvas, points)
             canvas.pathClose()
         canvas.pathFill(shapes.FILL_NON_ZERO)
     return np.asarray(canvas.toPIL().convert("L"))
 
 
-def _trace(canvas: renderPM.PMCanvas, points: np.ndarray, begin: bool = True) -> None:
-    if begin:
-        canvas.pathBegin()
-    first, *rest = cv2.approxPolyDP(points.astype(np.float32), 0.05, closed=False).reshape(-1, 2).tolist()
+def _painted_at_once(strokes: list[np.ndarray], outlines: list[np.ndarray], side: int) -> np.ndarray:
+    """Return what ``_painted`` does, in a time that doesn't grow with the square of the lines' points."""
+    scale = 2 * FINE
+    ink = np.zeros((scale * SIDE, scale * SIDE), bool)
+    if outlines:
+        ink |= inside_of([points * scale for points in outlines], ink.shape, evenodd=False)
+    if strokes:
+        thin = np.ones(ink.shape, np.uint8)
+        for points in strokes:
+            cv2.polylines(thin, [np.round((points * scale - 0.5) * 16).astype(np.int32)], False, 0, 1, cv2.LINE_8, 4)
+        away = cv2.distanceTransform(thin, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        ink |= away <= PEN * scale / 2
+    return cv2.resize(ink.astype(np.uint8) * 255, (side, side), interpolation=cv2.INTER_AREA)
+
+
+def _simple(points: np.ndarray) -> np.ndarray:
+    """Return a line's points without those that change nothing that can be seen, float32 (n, 2)."""
+    return cv2.approxPolyDP(points.astype(np.float32), 0.05, closed=False).reshape(-1, 2)
+
+
+def _trace(canvas: renderPM.PMCanvas, points: np.ndarray) -> None:
+    first, *rest = points.tolist()
     canvas.moveTo(*first)
     for x, y in rest or [(first[0] + 0.01, first[1])]:  # a line of no length would not be drawn
         canvas.lineTo(x, y)

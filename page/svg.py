@@ -1,18 +1,37 @@
-"""Reads a person's drawing: a base64 SVG from outside becomes checked lines of ink, and nothing else of it is kept.
+"""Reads a person's drawing: an SVG from outside becomes checked lines of ink, and nothing else of it is kept.
 
-What comes in is never handed on. The text is parsed without entities, DTDs or network, each element and attribute
-that a drawing needs is checked and copied into a new tree, and only that tree is read by svglib.
+What comes in is never handed on. The text is parsed without entities, DTDs or network; each element, attribute and
+style that a drawing needs is checked and becomes a number. svglib reads the curves, in a path made of these numbers.
 """
 
 import base64
 import binascii
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from urllib.parse import unquote
 
 import numpy as np
 from lxml import etree
 from reportlab.graphics import shapes
 from svglib.svglib import SvgRenderer
+
+from page.ink import Line, Shape, ink_of
+from page.style import (
+    INITIAL,
+    Colour,
+    DrawingError,
+    Sheet,
+    Style,
+    colour,
+    fallback,
+    length,
+    moved,
+    opacity,
+    reference,
+    transform,
+)
+
+__all__ = ["DrawingError", "Line", "read_svg"]
 
 MAX_SVG_BYTES = 256_000
 MAX_ELEMENTS = 500
@@ -20,84 +39,91 @@ MAX_NUMBERS = 20_000
 MAX_COORDINATE = 100_000.0
 MAX_DEPTH = 20
 MAX_LINES = 500
-CURVE_STEPS = np.linspace(0, 1, 9)[1:, None]
+CURVE_STEPS = 4_000  # straight pieces of all curves together, about; at least 8, at most 32 for each
+SVG = "http://www.w3.org/2000/svg"
 
-_NUMBER = r"[+-]?(?:\d{1,12}(?:\.\d{0,12})?|\.\d{1,12})(?:[eE][+-]?\d{1,2})?"
-_IS_NUMBER = re.compile(rf"\s*({_NUMBER})(?:px)?\s*", re.ASCII)
+_NUMBER = r"(?>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
 _NUMBERS = re.compile(_NUMBER, re.ASCII)
+_ARC = re.compile(
+    rf"({_NUMBER})~({_NUMBER})~({_NUMBER})~([01])~([01])~({_NUMBER})~({_NUMBER})".replace("~", r"[\s,]*+")
+)
 _COMMANDS = re.compile(r"([MmZzLlHhVvCcSsQqTtAa])")
-_CALL = re.compile(r"(matrix|translate|scale|rotate)\s*\(([^()]{1,200})\)", re.ASCII)
-_DOCTYPE = re.compile(r"<!DOCTYPE\s+svg(?:\s+PUBLIC\s+\"-//W3C//DTD SVG [^\"]{1,40}\"\s+\"[^\"]{1,80}\")?\s*>", re.I)
-_DECLARATION = re.compile(r"<\?xml[^>]{0,200}\?>")
-_PREFIX = re.compile(r"\s*(?:data:)?image/svg[+ ]xml(?:;[\w=-]{1,30}){0,3},", re.I | re.ASCII)
-_LOADS = re.compile(r"url\s*\(|@import|expression|javascript:", re.I)
-_PAPER = {"none", "transparent", "white", "#fff", "#ffffff", "rgb(255,255,255)", "rgba(0,0,0,0)"}
-_STYLE = {"fill", "stroke", "stroke-width"}
-_IGNORED = {"title", "desc", "defs", "metadata"}
-_NUMERIC = {
-    "line": ("x1", "y1", "x2", "y2"),
-    "circle": ("cx", "cy", "r"),
-    "ellipse": ("cx", "cy", "rx", "ry"),
-    "rect": ("x", "y", "width", "height"),
-}
-_TAKES = {"matrix": (6,), "translate": (1, 2), "scale": (1, 2), "rotate": (1, 3)}
 _ARGUMENTS = {"m": 2, "l": 2, "h": 1, "v": 1, "c": 6, "s": 4, "q": 4, "t": 2, "a": 7, "z": 0}
-
-
-class DrawingError(ValueError):
-    """A drawing that can't be read, in a sentence for the person who sent it."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of ink: ``points`` float64 (n, 2), y down; drawn with a pen of some ``width``, or a filled outline."""
-
-    points: np.ndarray
-    width: float
-    filled: bool = False
+_DOCTYPE = re.compile(
+    r"<!DOCTYPE\s+svg(?:\s+PUBLIC\s+[\"']-//W3C//DTD SVG [^\"']{1,40}[\"']\s+[\"'][^\"']{1,80}[\"'])?\s*(?:\[\s*\])?\s*>",
+    re.I,
+)
+_PREFIX = re.compile(r"\s*(?:data:)?image/svg[+ ]xml((?:;[\w=-]{1,30}){0,3}),", re.I | re.ASCII)
+_LOADS = re.compile(r"url\s*\(\s*[\"']?\s*[^\s\"'#]|@import|expression\s*\(|javascript:", re.I)
+_IGNORED = {
+    *("title", "desc", "defs", "metadata", "style", "symbol", "clipPath", "mask", "marker", "filter", "pattern"),
+    *("linearGradient", "radialGradient", "view", "cursor", "font", "font-face"),
+}
+_MARKERS = ("marker-start", "marker-mid", "marker-end")
+_BROKEN = re.compile(r"[\r\n\t_-]")
+_UNBROKEN = str.maketrans("-_", "+/", "\r\n\t")
+_SHAPES = {"path", "polyline", "polygon", "line", "rect", "circle", "ellipse"}
 
 
 def read_svg(img_str: str) -> list[Line]:
-    """Return the lines of a base64 SVG, with or without its data-URL prefix; raises ``DrawingError``.
+    """Return the lines of an SVG's ink: in base64 or a data URL; raises ``DrawingError``.
 
-    Shapes in white or without colour are paper and left out; a drawing without ink is an error.
+    What doesn't contrast with the paper is left out; a drawing without ink is an error.
     """
     root = _parsed(_decoded(img_str))
-    copy = _Copy(root)
-    if copy.plain is not None:
-        lines = copy.plain
-    else:  # svglib is given only numbers that passed the checks, in a tree of our own
-        drawing = SvgRenderer("drawing.svg").render(copy.tree)
-        lines = [line for line in _lines(drawing, np.eye(3)) if len(line.points)]
+    reader = _Reader(root)
+    lines = ink_of(reader.read(), reader.view, reader.paper)
     if not lines:
-        raise DrawingError("The drawing is empty: draw a digit first.")
-    if not all(np.isfinite(line.points).all() and np.abs(line.points).max() < 1e9 for line in lines):
-        raise DrawingError("The drawing has coordinates that are too large.")
+        raise DrawingError(
+            "The drawing is empty: it holds definitions that nothing shows."
+            if reader.definitions
+            else "The drawing is empty: draw a digit first."
+        )
     return lines
 
 
 def _decoded(img_str: str) -> str:
     """Return the SVG's text; a form that was not encoded turns "+" into a blank, which is undone here."""
     prefix = _PREFIX.match(img_str[:200])
-    text = img_str[prefix.end() if prefix else 0 :].strip().replace(" ", "+")
-    if len(text) > MAX_SVG_BYTES * 4 // 3:
+    text = img_str[prefix.end() if prefix else 0 :]
+    if len(text) > MAX_SVG_BYTES * 3:
         raise DrawingError(f"The drawing is larger than {MAX_SVG_BYTES} bytes.")
-    try:
-        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise DrawingError("The drawing is not base64.") from None
+    if "%" in text:
+        text = unquote(text)
+    is_text = text.lstrip()[:1] == "<" or (prefix and "base64" not in prefix[1].lower())
+    data = text.encode("utf-8", "replace") if is_text else _unpacked(text)
+    if len(data) > MAX_SVG_BYTES:
+        raise DrawingError(f"The drawing is larger than {MAX_SVG_BYTES} bytes.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DrawingError("The drawing is not an SVG in UTF-8.") from None
 
 
+def _unpacked(text: str) -> bytes:
+    """Return the bytes of base64, also of its URL-safe kind, also broken into lines."""
+    joined = text.translate(_UNBROKEN).lstrip() if _BROKEN.search(text) else text.lstrip()
+    whole = joined.rstrip()
+    data = _from_base64(whole.replace(" ", "+"))
+    if joined != whole and not data.rstrip().endswith(b">"):  # the last blank was a "+", which a last ">" may end in
+        return _from_base64(whole.replace(" ", "+") + "+")
+    return data
+
+
+def _from_base64(text: str) -> bytes:
+    text = text.rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        if len(text) % 4 == 1:
+            return b""
+        raise DrawingError("The drawing is not base64.") from None
+
+
 def _parsed(text: str) -> etree._Element:
-    text = text.lstrip()
-    declaration = _DECLARATION.match(text)
-    text = text[declaration.end() if declaration else 0 :].lstrip()
-    doctype = _DOCTYPE.match(text)  # names what an SVG is and loads nothing
-    text = text[doctype.end() if doctype else 0 :]
+    at = _after_comments(text, 0)
+    doctype = _DOCTYPE.match(text, at)  # names what an SVG is and loads nothing
+    text = text[doctype.end() if doctype else at :]
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise DrawingError("The drawing declares a document type or entities, which a drawing doesn't need.")
     parser = etree.XMLParser(
@@ -118,112 +144,278 @@ def _parsed(text: str) -> etree._Element:
     return root
 
 
+def _after_comments(text: str, at: int) -> int:
+    """Return where blanks, comments, the XML declaration and processing instructions end."""
+    while True:
+        at += len(text[at : at + 100]) - len(text[at : at + 100].lstrip())
+        opening, closing = ("<!--", "-->") if text.startswith("<!--", at) else ("<?", "?>")
+        end = text.find(closing, at) if text.startswith(opening, at) else -1
+        if end < 0:
+            return at if not text[at : at + 1].isspace() else len(text) - len(text[at:].lstrip())
+        at = end + len(closing)
+
+
 def _name(element: etree._Element) -> str:
-    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
+    """Return the name of an SVG element, or "" for what other programs keep there for themselves."""
+    if not isinstance(element.tag, str):
+        return ""
+    space, _, name = element.tag.rpartition("}")
+    return name if space in ("", "{" + SVG) else ""
 
 
-class _Copy:
-    """Copies what a drawing needs out of a foreign tree, counting elements and numbers as it goes.
-
-    ``tree``: the copy. ``plain``: its lines where all it holds is polylines as a pen draws them, which is what the page
-    sends, else None: those are read without svglib in half the time.
-    """
+class _Reader:
+    """Walks through a foreign tree, counting elements and numbers, and collects what is painted."""
 
     def __init__(self, root: etree._Element):
-        self.plain: list[Line] | None = []
+        self.root = root
         self.elements = 0
         self.numbers = 0
         self.lines = 0
-        self.tree = etree.Element("svg", width="100", height="100")
-        self._children(root, self.tree, {"fill": "black", "stroke": "none", "stroke-width": "1"}, 0)
+        self.definitions = False
+        self.view: np.ndarray | None = None
+        self.paper: Colour = (1.0, 1.0, 1.0, 1.0)
+        self._shapes: list[Shape] = []
+        self._curves: list[tuple[str, int, Shape, np.ndarray | None]] = []  # a path, its lines, whose, and where
+        self._outline_of: str | None = None  # "clip" or "mask" while its shapes are read
+        self._ids: dict[str, etree._Element] | None = None
+        self.sheet = Sheet(root, ["".join(style.itertext()) for style in root.iter(f"{{{SVG}}}style", "style")])
 
-    def _children(self, source: etree._Element, target: etree._Element, style: dict, depth: int) -> None:
+    def read(self) -> list[Shape]:
+        """Return all shapes in the order in which they are painted, in one system of coordinates."""
+        style = self._style(self.root, INITIAL)
+        paper = colour(style["background-color"], style["color"])
+        if paper and paper[3] >= 0.5:
+            self.paper = (*paper[:3], 1.0)
+        matrix = self._view(style)
+        if style["display"].lower() != "none" and opacity(style["opacity"]) > 0:
+            self._children(self.root, style, matrix, (), 1.0, 0)
+        self._read_curves()
+        for shape in self._shapes:
+            for line in shape.lines:
+                if not np.abs(line).max() < 1e9:  # nor is NaN
+                    raise DrawingError("The drawing has coordinates that are too large.")
+        return self._shapes
+
+    def _view(self, style: Style) -> np.ndarray | None:
+        """Note the page's box, which sets what 100 % is; return the root's matrix, None where it changes no shape."""
+        box = self._box(self.root)
+        given = [self.root.get(name, "").strip() for name in ("width", "height")]
+        own = [length("size", text, 0.0) if text and text != "auto" else 0.0 for text in given]
+        self.size = np.array(box[2:] if box else [own[0] or 300.0, own[1] or 150.0])
+        if box or all(own):
+            self.view = np.array([box[0], box[1], box[0] + box[2], box[1] + box[3]] if box else [0.0, 0.0, *own])
+        matrix = transform(style)
+        if box and all(own) and self.root.get("preserveAspectRatio", "").strip().startswith("none"):
+            stretch = np.diag([1.0, (own[1] / box[3]) / (own[0] / box[2]), 1.0])
+            matrix = stretch if matrix is None else matrix @ stretch
+        if matrix is not None and self.view is not None:
+            corners = _placed(self.view.reshape(2, 2), matrix)
+            self.view = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+        return matrix
+
+    def _box(self, element: etree._Element) -> list[float] | None:
+        """Return an element's viewBox, if it has one with an area."""
+        words = element.get("viewBox", "").replace(",", " ").split()
+        if not words:
+            return None
+        box = [self._length("viewBox", word, 0.0) for word in words]
+        if len(box) != 4:
+            raise DrawingError("The drawing has a viewBox that is not four numbers.")
+        return box if min(box[2:]) > 0 else None
+
+    def _children(self, parent: etree._Element, style: Style, matrix, clips, shown: float, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise DrawingError(f"The drawing's groups are nested deeper than {MAX_DEPTH}.")
-        own = self._own_style(source, style)
-        for child in source:
+        for child in parent:
             self.elements += 1
             if self.elements > MAX_ELEMENTS:
                 raise DrawingError(f"The drawing has more than {MAX_ELEMENTS} elements.")
-            self._child(child, target, own, depth)
+            name = _name(child)
+            if name and name not in _IGNORED:
+                self._child(name, child, style, matrix, clips, shown, depth)
+                if _name(parent) == "switch" and _chosen(child):
+                    return
+            self.definitions |= name == "defs" and len(child) > 0
 
-    def _child(self, child: etree._Element, target: etree._Element, inherited: dict, depth: int) -> None:
-        name = _name(child)
-        if name in _IGNORED:
-            if len(child):
-                raise DrawingError(f"The drawing holds definitions inside <{name}>, which a drawing doesn't need.")
+    def _child(self, name: str, child: etree._Element, parent: Style, matrix, clips, shown: float, depth: int) -> None:
+        """Read one element; ``matrix`` takes its points to the page, ``shown`` is how opaque its groups are."""
+        if _name(child.getparent()) == "switch" and not _chosen(child):
             return
-        if name in ("g", "svg"):
-            group = etree.SubElement(target, "g")
-            self._transform(child, group)
-            self.plain = None if child.get("transform") else self.plain
-            self._children(child, group, inherited, depth + 1)
+        style = self._style(child, parent)
+        if name not in _SHAPES and name not in ("g", "svg", "a", "switch", "use"):
+            if style["display"].lower() == "none":
+                return
+            raise DrawingError(f"The drawing holds <{name[:40]}>, which a drawing doesn't need.")
+        shown *= opacity(style["opacity"])
+        if style["display"].lower() == "none" or (name not in _SHAPES and not shown):
             return
-        style = self._own_style(child, inherited)
-        if style["fill"] in _PAPER and style["stroke"] in _PAPER:
-            return
-        attributes = self._geometry(name, child)
-        if not attributes:
-            return
-        attributes["fill"] = "none" if style["fill"] in _PAPER else "#000000"
-        attributes["stroke"] = "none" if style["stroke"] in _PAPER else "#000000"
-        attributes["stroke-width"] = str(abs(self._number("stroke-width", style["stroke-width"])))
-        shape = etree.SubElement(target, "path" if "d" in attributes else name, attributes)
-        self._transform(child, shape)
-        if name != "polyline" or attributes["fill"] != "none" or child.get("transform"):
-            self.plain = None
-        elif self.plain is not None:
-            points = np.array(attributes["d"][1:].split(), dtype=np.float64).reshape(-1, 2)
-            self.plain.append(Line(points, float(attributes["stroke-width"])))
+        matrix = _after(matrix, transform(style))
+        clips = self._clips(style, matrix, clips, depth)
+        if name in _SHAPES:
+            self._shape(name, child, style, matrix, clips, shown)
+        elif name == "use":
+            self._use(child, style, matrix, clips, shown, depth)
+        else:
+            inner = _after(matrix, self._fitted(child, child)) if name == "svg" else matrix
+            self._children(child, style, inner, clips, shown, depth + 1)
 
-    def _own_style(self, element: etree._Element, inherited: dict) -> dict:
-        style = dict(inherited)
+    def _style(self, element: etree._Element, parent: Style) -> Style:
+        name = _name(element)
         for key, value in element.attrib.items():
-            name = key.rpartition("}")[2].lower()
-            if name in ("href", "src") or name.startswith("on") or _LOADS.search(value):
-                raise DrawingError(f"The drawing's {name} refers to something outside it or runs a script.")
-            if name in _STYLE:
-                style[name] = value.strip().lower()
-        for declaration in element.get("style", "").split(";"):
-            name, _, value = declaration.partition(":")
-            if name.strip().lower() in _STYLE:
-                style[name.strip().lower()] = value.strip().lower()
-        for name in ("fill", "stroke"):
-            style[name] = style[name].replace(" ", "")
+            key = key.rpartition("}")[2].lower() if key[0] == "{" else key.lower()
+            foreign = key == "src" or (
+                key == "href" and not (name == "a" or (name == "use" and value.strip()[:1] == "#"))
+            )
+            if (
+                foreign
+                or key.startswith("on")
+                or ((":" in value or "(" in value or "@" in value) and _LOADS.search(value))
+            ):
+                raise DrawingError(f"The drawing's {key[:40]} refers to something outside it or runs a script.")
+        style = self.sheet.style_of(element, parent)
+        if any("(" in style[key] and _LOADS.search(style[key]) for key in ("fill", "stroke", "clip-path", "mask")):
+            raise DrawingError("The drawing's style sheet refers to something outside it.")
         return style
 
-    def _transform(self, source: etree._Element, target: etree._Element) -> None:
-        value = source.get("transform", "").strip()
-        if not value:
+    def _find(self, name: str | None) -> etree._Element | None:
+        if self._ids is None:
+            self._ids = {}
+            for element in self.root.iter():
+                self._ids.setdefault(element.get("id", ""), element)
+        return self._ids.get(name) if name else None
+
+    def _use(self, use: etree._Element, style: Style, matrix, clips, shown: float, depth: int) -> None:
+        href = next((value for key, value in use.attrib.items() if key.rpartition("}")[2] == "href"), "")
+        target = self._find(href.strip()[1:])
+        if target is None:
             return
-        calls = _CALL.findall(value[:1_000])
-        numbers = [arguments.replace(",", " ").split() for _, arguments in calls]
-        if _CALL.sub("", value).strip(", \t\r\n") or any(
-            len(given) not in _TAKES[name] for (name, _), given in zip(calls, numbers, strict=True)
-        ):
-            raise DrawingError("The drawing has a transform that can't be followed.")
-        values = [[self._number("transform", number) for number in given] for given in numbers]
-        target.set(
-            "transform",
-            " ".join(f"{name}({' '.join(map(repr, given))})" for (name, _), given in zip(calls, values, strict=True)),
-        )
+        x, y = (self._length(key, use.get(key, "0"), whole) for key, whole in zip("xy", self.size, strict=True))
+        matrix = _after(matrix, moved(x, y) if x or y else None)
+        self.elements += 1
+        if self.elements > MAX_ELEMENTS or depth >= MAX_DEPTH:
+            raise DrawingError(f"The drawing has more than {MAX_ELEMENTS} elements, or <use> in circles.")
+        name = _name(target)
+        if name not in ("symbol", "svg"):
+            self._child(name, target, style, matrix, clips, shown, depth + 1)
+            return
+        style = self._style(target, style)
+        if style["display"].lower() != "none":
+            matrix = _after(_after(matrix, transform(style)), self._fitted(target, use))
+            self._children(target, style, matrix, clips, shown * opacity(style["opacity"]), depth + 1)
 
-    def _geometry(self, name: str, child: etree._Element) -> dict | None:
-        if name == "path":
-            return self._path(child.get("d", ""))
-        if name in ("polyline", "polygon"):
-            return self._points(child.get("points", ""), closed=name == "polygon")
-        if name in _NUMERIC:
-            return {key: str(self._number(key, child.get(key, "0"))) for key in _NUMERIC[name]}
-        raise DrawingError(f"The drawing holds <{name[:40]}>, which a drawing doesn't need.")
+    def _fitted(self, inner: etree._Element, outer: etree._Element) -> np.ndarray | None:
+        """Return what takes a nested svg's or a symbol's viewBox into the box that ``outer`` gives it."""
+        sizes = [
+            self._length(key, outer.get(key) or inner.get(key) or "100%", whole)
+            for key, whole in zip(("width", "height"), self.size, strict=True)
+        ]
+        place = np.zeros(2)
+        if inner is outer:
+            place[:] = [
+                self._length(key, inner.get(key, "0"), whole) for key, whole in zip("xy", self.size, strict=True)
+            ]
+        box = self._box(inner)
+        if box is None:
+            return moved(*place)
+        words = inner.get("preserveAspectRatio", "").split()
+        align = words[0] if words else "xMidYMid"
+        scale = np.array(sizes) / box[2:]
+        if align != "none":
+            scale[:] = scale.max() if words[1:] == ["slice"] else scale.min()
+        spare = np.array(sizes) - scale * box[2:]
+        shares = [{"Min": 0.0, "Max": 1.0}.get(align[at : at + 3], 0.5) for at in (1, 5)]
+        x, y = place + (spare * shares if align != "none" else 0)
+        return moved(x, y) @ np.diag([*scale, 1.0]) @ moved(-box[0], -box[1])
 
-    def _number(self, name: str, text: str) -> float:
+    def _clips(self, style: Style, matrix, clips, depth: int):
+        for kind, tag in (("clip-path", "clipPath"), ("mask", "mask")):
+            value = style[kind].strip()
+            target = self._find(reference(value))
+            if value.lower() == "none" or (target is None and reference(value)):
+                continue
+            if target is None or _name(target) != tag or self._outline_of:
+                raise DrawingError(f"The drawing has a {kind} that can't be followed.")
+            units = target.get("clipPathUnits" if tag == "clipPath" else "maskContentUnits", "userSpaceOnUse")
+            if units != "userSpaceOnUse":
+                raise DrawingError(f"The drawing has a {kind} that can't be followed.")
+            outer, self._shapes, self._outline_of = self._shapes, [], kind
+            own = self._style(target, INITIAL)
+            self._light = "alpha" in target.get("mask-type", "") + target.get("style", "")
+            self._children(target, own, _after(matrix, transform(own)), (), 1.0, depth + 1)
+            clip, self._shapes, self._outline_of = tuple(self._shapes), outer, None
+            clips = (*clips, clip)
+        return clips
+
+    def _shape(self, name: str, element: etree._Element, style: Style, matrix, clips, shown: float) -> None:
+        if style["visibility"].lower() in ("hidden", "collapse"):
+            return
+        fill, stroke = (self._paint(key, style, shown) for key in ("fill", "stroke"))
+        width = abs(self._length("stroke-width", style["stroke-width"], float(np.hypot(*self.size)) / 2**0.5))
+        stroke = stroke if width else None
+        rule = "clip-rule" if self._outline_of == "clip-path" else "fill-rule"
+        if self._outline_of == "clip-path":
+            fill, stroke = (0.0, 0.0, 0.0, 1.0), None
+        elif self._outline_of and (stroke or (fill and (fill[3] < 0.5 or (not self._light and max(fill[:3]) < 0.5)))):
+            raise DrawingError("The drawing has a mask that can't be followed.")
+        if name == "line":
+            fill = None
+        if fill is None and stroke is None:
+            return
+        if {style[name].lower() for name in _MARKERS} != {"none"}:
+            raise DrawingError("The drawing has markers on its lines, which a drawing doesn't need.")
+        if matrix is not None:
+            width *= float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+        shape = Shape([], fill, stroke, width, style[rule].lower() == "evenodd", clips)
+        if name in ("polyline", "polygon", "line"):
+            points = self._points(name, element)
+            if len(points):
+                self._lines(1)
+                shape.lines.append(points if matrix is None else _placed(points, matrix))
+        else:
+            d, lines = self._path(element.get("d", "")) if name == "path" else self._round(name, element)
+            if lines:
+                self._curves.append((d, lines, shape, matrix))
+        self._shapes.append(shape)
+
+    def _paint(self, kind: str, style: Style, shown: float) -> Colour | None:
+        """Return the colour an element is filled or stroked with, as opaque as it and its groups are."""
+        value = style[kind]
+        target = self._find(reference(value))
+        if target is not None and _name(target) in ("linearGradient", "radialGradient"):
+            found = self._middle(target)
+        elif target is not None and _name(target) == "pattern":
+            raise DrawingError("The drawing is painted with a pattern, which a drawing doesn't need.")
+        else:
+            found = colour(fallback(value), style["color"])
+        if found is None:
+            return None
+        alpha = found[3] * shown * opacity(style[f"{kind}-opacity"])
+        return (*found[:3], alpha) if alpha > 0 else None
+
+    def _middle(self, gradient: etree._Element) -> Colour | None:
+        """Return the mean colour of a gradient's stops, which may be another's."""
+        for _ in range(5):
+            stops = [child for child in gradient[:MAX_LINES] if _name(child) == "stop"]
+            href = next((value for key, value in gradient.attrib.items() if key.rpartition("}")[2] == "href"), "")
+            other = self._find(href.strip()[1:]) if href.strip()[:1] == "#" else None
+            if stops or other is None:
+                break
+            gradient = other
+        self.elements += len(stops)
+        found = []
+        for stop in stops[:MAX_ELEMENTS]:
+            style = self._style(stop, INITIAL)
+            paint = colour(style["stop-color"], style["color"]) or (0.0, 0.0, 0.0, 0.0)
+            found.append((*paint[:3], paint[3] * opacity(style["stop-opacity"])))
+        if not found:
+            return None
+        r, g, b, a = np.mean(found, axis=0)
+        return float(r), float(g), float(b), float(a)
+
+    def _length(self, name: str, text: str, whole: float) -> float:
         self._count(1)
-        match = _IS_NUMBER.fullmatch(text)
-        if not match:
-            raise DrawingError(f"The drawing's {name} is not a number.")
-        value = float(match[1])
-        if abs(value) > MAX_COORDINATE:
+        value = length(name, text, whole)
+        if not abs(value) <= MAX_COORDINATE:
             raise DrawingError(f"The drawing's {name} is larger than {MAX_COORDINATE:.0f}.")
         return value
 
@@ -232,102 +424,165 @@ class _Copy:
         if self.numbers > MAX_NUMBERS:
             raise DrawingError(f"The drawing has more than {MAX_NUMBERS // 2} points.")
 
-    def _points(self, text: str, closed: bool) -> dict | None:
-        if len(text) > MAX_NUMBERS * 24:
-            raise DrawingError(f"The drawing has more than {MAX_NUMBERS // 2} points.")
-        words = text.replace(",", " ").split()
-        self._count(len(words))
-        if len(words) % 2 or not all(map(_NUMBERS.fullmatch, words)):
-            raise DrawingError("The drawing has points that are not pairs of numbers.")
-        _within(np.array(words, dtype=np.float64))
-        if not words:
-            return None
-        self._lines(1)
-        # As a path, which svglib reads twice as fast as a polyline.
-        return {"d": f"M{' '.join(words).replace('+', '')}{'Z' if closed else ''}"}
-
-    def _path(self, text: str) -> dict | None:
-        head, *steps = _COMMANDS.split(text[:MAX_SVG_BYTES])
-        if not steps and head.strip() in ("", "none"):
-            return None
-        self._count(len(steps) // 2)  # before any of them is looked at
-        self._lines(sum(step in "Mm" for step in steps[::2]))
-        if head.strip() or steps[0] not in "Mm":
-            raise DrawingError("The drawing has a path that doesn't begin with a place to move to.")
-        clean, values = [], []
-        for command, arguments in zip(steps[::2], steps[1::2], strict=True):
-            numbers = _NUMBERS.findall(arguments)
-            self._count(len(numbers))
-            takes = _ARGUMENTS[command.lower()]
-            whole = bool(numbers) and len(numbers) % takes == 0 if takes else not numbers
-            if not whole or _NUMBERS.sub("", arguments).strip(", \t\r\n"):
-                raise DrawingError("The drawing has a path that can't be followed.")
-            values += numbers
-            clean += [command, *numbers]
-        _within(np.array(values, dtype=np.float64))
-        return {"d": " ".join(clean).replace("+", "")}
-
     def _lines(self, lines: int) -> None:
         self.lines += lines
         if self.lines > MAX_LINES:
             raise DrawingError(f"The drawing has more than {MAX_LINES} strokes.")
 
+    def _points(self, name: str, element: etree._Element) -> np.ndarray:
+        """Return the points of a polyline, a polygon or a line, float64 (n, 2)."""
+        if name == "line":
+            ends = zip(("x1", "y1", "x2", "y2"), (*self.size, *self.size), strict=True)
+            return np.array([self._length(key, element.get(key, "0"), whole) for key, whole in ends]).reshape(2, 2)
+        text = element.get("points", "")
+        words = text.replace(",", " ").split()
+        self._count(len(words))
+        if not all(map(_NUMBERS.fullmatch, words)):  # as in "10-20"
+            words = _NUMBERS.findall(text)
+            self._count(len(words))
+            if _NUMBERS.sub("", text).strip(", \t\r\n"):
+                raise DrawingError("The drawing has points that are not pairs of numbers.")
+        if len(words) % 2:
+            raise DrawingError("The drawing has points that are not pairs of numbers.")
+        points = np.array(words, dtype=np.float64).reshape(-1, 2)
+        _within(points)
+        return np.vstack([points, points[:1]]) if name == "polygon" else points
+
+    def _round(self, name: str, element: etree._Element) -> tuple[str, int]:
+        """Return a circle, an ellipse or a rectangle as a path and its number of lines, which is 0 without a size."""
+        across, down = (float(size) for size in self.size)
+        wholes = {"cx": across, "cy": down, "rx": across, "ry": down, "x": across, "y": down}
+        wholes |= {"width": across, "height": down, "r": float(np.hypot(across, down)) / 2**0.5}
+
+        def size(key: str) -> float:
+            text = element.get(key, "0")
+            return 0.0 if text.strip() == "auto" else self._length(key, text, wholes[key])
+
+        self._lines(1)
+        if name == "rect":
+            return _rectangle(size("x"), size("y"), size("width"), size("height"), size("rx"), size("ry"))
+        rx, ry = (size("r"), size("r")) if name == "circle" else (size("rx"), size("ry"))
+        if name == "ellipse":
+            rx, ry = rx or ry, ry or rx
+        if rx <= 0 or ry <= 0:
+            return "", 0
+        cx, cy = size("cx"), size("cy")
+        return f"M {cx - rx} {cy} A {rx} {ry} 0 1 0 {cx + rx} {cy} A {rx} {ry} 0 1 0 {cx - rx} {cy} Z", 1
+
+    def _path(self, text: str) -> tuple[str, int]:
+        """Return a path as svglib reads it, beginning with M, and its number of lines."""
+        head, *steps = _COMMANDS.split(text)
+        if not steps and head.strip() in ("", "none"):
+            return "", 0
+        self._count(len(steps) // 2)  # before any of them is looked at
+        self._lines(sum(step in "Mm" for step in steps[::2]))
+        if head.strip() or steps[0] not in "Mm":
+            raise DrawingError("The drawing has a path that doesn't begin with a place to move to.")
+        clean: list[str] = []
+        values: list[str] = []
+        lines = 0
+        goes_on = 0
+        for command, arguments in zip(steps[::2], steps[1::2], strict=True):
+            numbers = _arguments(command, arguments)
+            self._count(len(numbers))
+            values += numbers
+            if command in "Mm":
+                lines += 1
+            elif clean[-1] in ("Z", "z") and command not in "Zz":
+                goes_on += 1
+                clean.append("m 0 0")  # svglib goes on at the end otherwise, not where the line began
+            if not clean and command == "m":
+                clean += ["M", *numbers[:2], *(["l", *numbers[2:]] if numbers[2:] else [])]
+            elif command not in "Zz" or clean[-1] not in ("Z", "z"):
+                clean += [command, *numbers]
+        _within(np.array(values, dtype=np.float64))
+        self._lines(goes_on)
+        return " ".join(clean).replace("+", ""), lines + goes_on
+
+    def _read_curves(self) -> None:
+        """Give all shapes that are paths their lines: svglib reads them, as one path."""
+        if not self._curves:
+            return
+        tree = etree.Element("svg", width="100", height="100")
+        etree.SubElement(tree, "path", d=" ".join(d for d, *_ in self._curves), fill="none", stroke="#000000")
+        path = next(_paths(SvgRenderer("drawing.svg").render(tree)))
+        found = iter(_path_lines(path))
+        for _, lines, shape, matrix in self._curves:
+            own = [next(found) for _ in range(lines)]
+            shape.lines.extend(own if matrix is None else [_placed(points, matrix) for points in own])
+
+
+def _arguments(command: str, text: str) -> list[str]:
+    """Return the numbers of a path's command; the flags of an arc need no blank between them."""
+    takes = _ARGUMENTS[command.lower()]
+    if takes == 7:
+        arcs = _ARC.findall(text)
+        numbers = [number for arc in arcs for number in arc]
+        rest = _ARC.sub("", text)
+    else:
+        numbers = _NUMBERS.findall(text)
+        rest = _NUMBERS.sub("", text)
+    whole = bool(numbers) and len(numbers) % takes == 0 if takes else not numbers
+    if not whole or rest.strip(", \t\r\n"):
+        raise DrawingError("The drawing has a path that can't be followed.")
+    return numbers
+
+
+def _rectangle(x: float, y: float, width: float, height: float, rx: float, ry: float) -> tuple[str, int]:
+    if width <= 0 or height <= 0:
+        return "", 0
+    rx, ry = min(abs(rx or ry), width / 2), min(abs(ry or rx), height / 2)
+    if not rx or not ry:
+        return f"M {x} {y} h {width} v {height} h {-width} Z", 1
+    corner = f"a {rx} {ry} 0 0 1"
+    return (
+        f"M {x + rx} {y} h {width - 2 * rx} {corner} {rx} {ry} v {height - 2 * ry} {corner} {-rx} {ry} "
+        f"h {2 * rx - width} {corner} {-rx} {-ry} v {2 * ry - height} {corner} {rx} {-ry} Z"
+    ), 1
+
+
+def _chosen(child: etree._Element) -> bool:
+    """Return whether a <switch> may take a child: it asks for no extension and speaks English, if any language."""
+    return not child.get("requiredExtensions") and child.get("systemLanguage", "en").strip().startswith("en")
+
+
+def _after(matrix: np.ndarray | None, inner: np.ndarray | None) -> np.ndarray | None:
+    return inner if matrix is None else matrix if inner is None else matrix @ inner
+
+
+def _placed(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    return points @ matrix[:2, :2].T + matrix[:2, 2]
+
 
 def _within(values: np.ndarray) -> None:
     if not (np.abs(values) <= MAX_COORDINATE).all():
-        raise DrawingError(f"The drawing has a coordinate larger than {MAX_COORDINATE:.0f}.")
+        raise DrawingError(f"The drawing has points or a path with a coordinate larger than {MAX_COORDINATE:.0f}.")
 
 
-def _lines(node: shapes.Shape, matrix: np.ndarray) -> list[Line]:
-    """Return the lines of a reportlab shape and what is in it; ``matrix`` (3, 3) takes its points to the page."""
-    if isinstance(node, shapes.Group | shapes.Drawing):
-        a, b, c, d, e, f = node.transform
-        inner = matrix @ np.array([[a, c, e], [b, d, f], [0, 0, 1]])
-        return [line for child in node.contents for line in _lines(child, inner)]
-    scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
-    found = []
-    for points in _outlines(node):
-        placed = points @ matrix[:2, :2].T + matrix[:2, 2]
-        placed = placed * [1.0, -1.0]  # reportlab's y goes up
-        if getattr(node, "fillColor", None) is not None and len(points) > 2:
-            found.append(Line(placed, 0.0, filled=True))
-        if getattr(node, "strokeColor", None) is not None:
-            found.append(Line(placed, scale * float(node.strokeWidth)))
-    return found
-
-
-def _outlines(node: shapes.Shape) -> list[np.ndarray]:
-    """Return the lines of one reportlab shape, each float64 (n, 2), curves as short straight pieces."""
+def _paths(node: shapes.Shape) -> Iterator[shapes.Path]:
     if isinstance(node, shapes.Path):
-        return _path_outlines(node)
-    if isinstance(node, shapes.PolyLine | shapes.Polygon):
-        points = np.array(node.points, dtype=np.float64).reshape(-1, 2)
-        return [np.vstack([points, points[:1]]) if isinstance(node, shapes.Polygon) else points]
-    if isinstance(node, shapes.Line):
-        return [np.array([[node.x1, node.y1], [node.x2, node.y2]], dtype=np.float64)]
-    if isinstance(node, shapes.Rect):
-        corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]], dtype=np.float64)
-        return [corners * [node.width, node.height] + [node.x, node.y]]
-    radii = (node.r, node.r) if isinstance(node, shapes.Circle) else (node.rx, node.ry)
-    turn = np.linspace(0, 2 * np.pi, 33)
-    return [np.column_stack([np.cos(turn), np.sin(turn)]) * radii + [node.cx, node.cy]]
+        yield node
+    for child in getattr(node, "contents", ()):
+        yield from _paths(child)
 
 
-def _path_outlines(path: shapes.Path) -> list[np.ndarray]:
-    outlines: list[list[np.ndarray]] = []
+def _path_lines(path: shapes.Path) -> list[np.ndarray]:
+    """Return the lines of a reportlab path, float64 (n, 2) each, curves as short straight pieces."""
     points = np.array(path.points, dtype=np.float64).reshape(-1, 2)
-    at = 0
-    for operator in path.operators:
-        if operator == 0:  # move
-            outlines.append([points[at : at + 1]])
-            at += 1
-        elif operator == 1:  # line
-            outlines[-1].append(points[at : at + 1])
-            at += 1
-        elif operator == 2:  # cubic curve
-            a, (b, c, d), t = outlines[-1][-1][-1], points[at : at + 3], CURVE_STEPS
-            outlines[-1].append((1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d)
-            at += 3
-        else:  # close
-            outlines[-1].append(outlines[-1][0][:1])
-    return [np.vstack(parts) for parts in outlines]
+    operators = np.array(path.operators)  # 0 move, 1 line, 2 cubic curve, 3 close
+    curves = np.flatnonzero(operators == 2)
+    steps = int(np.clip(CURVE_STEPS // max(len(curves), 1), 8, 32))
+    taken, given = np.array([1, 1, 3, 0])[operators], np.array([1, 1, steps, 1])[operators]
+    source, target = np.cumsum(taken) - taken, np.cumsum(given) - given
+    moves = np.flatnonzero(operators == 0)
+    out = np.empty((int(given.sum()), 2))
+    straight = np.flatnonzero(operators <= 1)
+    out[target[straight]] = points[source[straight]]
+    closes = np.flatnonzero(operators == 3)
+    out[target[closes]] = points[source[moves[np.searchsorted(moves, closes) - 1]]]
+    if len(curves):
+        a, b, c, d = (points[source[curves] + k][:, None] for k in (-1, 0, 1, 2))
+        t = np.linspace(0, 1, steps + 1)[1:, None]
+        piece = (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
+        out[(target[curves][:, None] + np.arange(steps)).ravel()] = piece.reshape(-1, 2)
+    return np.split(out, target[moves[1:]])

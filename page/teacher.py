@@ -13,7 +13,6 @@ from typing import cast
 import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from data_producer import client_config
 from loop.messages import DIGITS
 from settings import Settings
 
@@ -95,7 +94,7 @@ class Teacher:
             if self._producer is None:
                 milliseconds = int(ACKNOWLEDGED_WITHIN * 1000)
                 self._producer = Producer(
-                    client_config(self.settings)
+                    self.settings.confluent_client()
                     | {"acks": "all", "enable.idempotence": True, "linger.ms": 0, "message.timeout.ms": milliseconds},
                     logger=log,
                 )
@@ -162,7 +161,7 @@ class NewestSamples:
     def _follow_one(self) -> None:
         """Look with one consumer until the end."""
         consumer = Consumer(
-            client_config(self.settings)
+            self.settings.confluent_client()
             | {"group.id": "page", "enable.auto.commit": False, "isolation.level": "read_committed"}
             | {"fetch.message.max.bytes": 65_536, "queued.max.messages.kbytes": 256},
             logger=log,

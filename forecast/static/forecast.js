@@ -152,7 +152,7 @@ async function begin() {
   $("as-of").textContent = dayName.format(new Date(state.as_of));
   $("model").textContent = state.model;
   $("origin").textContent = state.parent === null ? "trained on the whole history"
-    : state.kept ? "the day before's, as the gate kept it" : "fine-tuned on that day, with a replay of older ones";
+    : state.kept ? "yesterday's (today's fine-tune was not better)" : "fine-tuned on this day and a replay of older days";
   $("series").textContent = `${count.format(keys.length)} in ${count.format(regions.length)} regions`;
   const errors = Object.entries(state.errors).sort(([a], [b]) => parseInt(a, 10) - parseInt(b, 10));
   $("errors").replaceChildren(...errors.map(([days, error]) => row(days, error.model.toFixed(1), error.median.toFixed(1))));

@@ -1,4 +1,7 @@
-"""Both DAGs run by a real Airflow, as ``make forecast-dags`` does; without its environment they are skipped."""
+"""Both DAGs run by a real Airflow, as ``make forecast-dags`` and ``make test-all`` do.
+
+Without its environment they are skipped.
+"""
 
 import os
 import shutil
@@ -13,9 +16,11 @@ from local.bootstrap import AIRFLOW_VENV
 from settings import HERE
 
 AIRFLOW_PYTHON = AIRFLOW_VENV / "bin" / "python"
-pytestmark = pytest.mark.skipif(
-    not AIRFLOW_PYTHON.exists(), reason="needs .local/venv-airflow: make forecast-dags makes it"
-)
+WITHOUT_AIRFLOW = "needs .local/venv-airflow: make forecast-dags makes it"
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not AIRFLOW_PYTHON.exists(), reason=WITHOUT_AIRFLOW),
+]
 
 
 def run(argv: list[str], env: dict[str, str]) -> str:

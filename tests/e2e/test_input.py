@@ -62,7 +62,7 @@ def test_after_accept_the_next_run_gives_each_message_one_output(parts):
     until(log.topic_id, 30, "the topic is there")
     admin.close()
     produce(producer(stack), stack, "new", 150)
-    run(stack, "admin.py", "accept", "--yes")
+    run(stack, "admin.py", "model", "accept", "--yes")
 
     job = Job(settings, threading.Event())
     job.submit()

@@ -101,7 +101,7 @@ def test_the_ten_second_metrics_cover_ten_seconds(stack):
     producer = subprocess.Popen([sys.executable, "data_producer.py", "--rate", "50", "--endless"], cwd=HERE, env=stack.env,
                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     try:
-        learned(stack, 1500)
+        learned(stack, 1000)
         # 50 a second is 500 in ten seconds; more at first, as samples waited for the job, and many more since the start.
         until(lambda: 350 <= int(metrics(stack, job).get("total_10_sec", 0)) <= 650, 120, "500 in ten seconds")
     finally:

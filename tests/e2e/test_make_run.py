@@ -19,7 +19,6 @@ import pytest
 
 from harness.stack import Stack, until
 from local.environment import VENV_BIN, child_environment
-from local.flink_cluster import write_flink_launcher
 from local.job import restore_points
 from local.process import port_is_free
 from loop.model_store import ModelStore
@@ -144,7 +143,12 @@ def test_a_second_make_run_beside_the_first_is_one_sentence(up):
     assert re.match(r"make run: make run is running already in .* \(process \d+\): stop it first", sentence)
 
 
-@pytest.mark.parametrize("name", ["taskmanager", "jobmanager", "kafka", "redis", "producer", "page"])
+OTHERS = ["taskmanager", "kafka", "redis", "producer"]
+
+
+@pytest.mark.parametrize(
+    "name", ["jobmanager", "page", *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)]
+)
 def test_a_part_that_is_killed_comes_back_and_the_loop_goes_on(up, name):
     before, said = up.part(name), len(up.said())
     before.kill()
@@ -255,8 +259,8 @@ class AwkwardRun(MakeRun):
         ignored = shutil.ignore_patterns(".git", ".local", "tests", "docs", "*cache*")
         shutil.copytree(HERE, self.project, ignore=ignored)
         (self.project / ".local").mkdir()
-        for name in ("venv", "java"):
-            (self.project / ".local" / name).symlink_to(HERE / ".local" / name)
+        (self.project / ".local" / "java").symlink_to(HERE / ".local" / "java")
+        link_environment(self.project / ".local" / "venv")
 
     def environment(self) -> dict[str, str]:
         env = super().environment()
@@ -282,6 +286,16 @@ class AwkwardRun(MakeRun):
         self.reader.wait()
 
 
+def link_environment(venv: Path) -> None:
+    """Make an environment of links to this checkout's, with a place for a ``flink`` command."""
+    (venv / "bin").mkdir(parents=True)
+    for original in (HERE / ".local" / "venv", VENV_BIN):
+        copy = venv / original.relative_to(HERE / ".local" / "venv")
+        for path in original.iterdir():
+            if path.name != "bin" and not path.name.startswith("flink"):
+                (copy / path.name).symlink_to(path)
+
+
 @pytest.fixture(scope="module")
 def awkward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwkwardRun]:
     run = AwkwardRun(tmp_path_factory.mktemp("awkward"))
@@ -296,15 +310,16 @@ def awkward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwkwardRun]:
         run.stop_reading()
         for process in run.mine():
             process.kill()
-        write_flink_launcher()  # this checkout's again
 
 
+@pytest.mark.long
 def test_make_run_learns_on_an_awkward_machine(awkward):
     assert list(awkward.temporary.iterdir()) == []
     assert not list((awkward.settings.run_dir / "tmp").glob("flink.*"))
     assert {path.name for path in awkward.settings.run_dir.parent.iterdir()} == {"dir"}
 
 
+@pytest.mark.long
 def test_a_closed_terminal_stops_all_with_a_savepoint(awkward):
     """The output ends and SIGHUP comes twice, as from a terminal and a shell."""
     assert awkward.process
@@ -316,6 +331,7 @@ def test_a_closed_terminal_stops_all_with_a_savepoint(awkward):
     assert list(awkward.settings.run_dir.glob("savepoints/*/_metadata"))
 
 
+@pytest.mark.long
 def test_make_run_piped_into_head_stops_all_with_a_savepoint(awkward):
     [first] = awkward.settings.run_dir.glob("savepoints/*")
     awkward.start()

@@ -13,11 +13,10 @@ from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sklearn.datasets import load_digits
 
-from data_producer import client_config
+from harness import page as pages
 from harness.page import STROKES
 from harness.stack import Stack, until
 from loop.messages import DIGITS
-from tests import page as pages
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -38,7 +37,7 @@ def loop(parts: Stack) -> Iterator[pages.Page]:
 
 
 def produce(stack: Stack) -> None:
-    producer = Producer(client_config(stack.settings))
+    producer = Producer(stack.settings.confluent_client())
     X, labels = load_digits(return_X_y=True)
     for x, y in zip(X, labels, strict=True):
         producer.produce(stack.settings.input_topic, DIGITS.sample(x, y))
@@ -159,7 +158,7 @@ def test_what_was_taught_goes_on_to_the_predictions_with_its_source(tab: Page, l
 
 def taught_predictions(stack: Stack) -> list[dict]:
     """Return what the job predicted of taught drawings among its last 50 samples."""
-    consumer = Consumer(client_config(stack.settings) | {"group.id": "test"})
+    consumer = Consumer(stack.settings.confluent_client() | {"group.id": "test"})
     topic = stack.settings.predict_topic
     high = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=10)[1]
     consumer.assign([TopicPartition(topic, 0, max(0, high - 50))])

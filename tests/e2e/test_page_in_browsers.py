@@ -12,12 +12,12 @@ import pytest
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 from sklearn.datasets import load_digits
 
+from harness import page as pages
 from harness.page import STROKES, a_model, commit
 from harness.stack import Stack
 from learners.learner import new_learner
 from loop.messages import DIGITS
 from loop.model_store import ModelStore, Stored
-from tests import page as pages
 
 FLAGS = ["--no-sandbox", "--disable-gpu"]
 ONE = [(0.5, 0.1 + 0.08 * i) for i in range(11)]

@@ -9,7 +9,7 @@ from kafka.admin import NewPartitions
 from sklearn.datasets import load_digits
 
 from harness.proof import Proof, read_committed
-from harness.stack import Stack, until
+from harness.stack import Stack, redis_admin, until
 from loop.messages import DIGITS
 from loop.model_store import ModelStore
 from loop.topic_log import SourceLog
@@ -39,7 +39,7 @@ def learned(stack: Stack, progress: dict[int, int]) -> None:
 def test_partitions_are_learned_once_each_also_one_added_and_a_gap_in_one_of_two(parts):
     stack = parts.start("kafka", "redis", "jobmanager", "taskmanager").named(partitions=2, learner="sgd")
     store, log = ModelStore(stack.settings), SourceLog(stack.settings)
-    store.redis.config_set("auto-aof-rewrite-percentage", 0)
+    redis_admin(stack.settings).config_set("auto-aof-rewrite-percentage", 0)
     proof = Proof(stack.settings, stack.settings.run_dir / "redis")
     job = stack.submit_job()
     send(stack, 0, 600, 2)
@@ -55,7 +55,7 @@ def test_partitions_are_learned_once_each_also_one_added_and_a_gap_in_one_of_two
     send(stack, 900, 1200, 3)
     learned(stack, {0: 500, 1: 500, 2: 200})
     for key, value in copied.items():
-        store.redis.restore(key, 0, value, replace=True) if value else store.redis.delete(key)
+        redis_admin(stack.settings).restore(key, 0, value, replace=True) if value else store.redis.delete(key)
     before = store.read()
     assert before is not None
     assert before.meta.progress == {0: 400, 1: 400, 2: 100}

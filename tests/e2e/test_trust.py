@@ -96,7 +96,7 @@ def test_the_loop_runs_with_passwords_and_they_stand_nowhere_but_in_their_own_fi
     learned(guarded, 200)
     refused = [
         failing(guarded, "redis_clear.py", "x", REDIS_PASSWORD="wrong-" + hidden["REDIS_PASSWORD"]),
-        failing(guarded, "admin.py", "show", MODEL_SIGNING_KEY="wrong-" + hidden["the signing key"]),
+        failing(guarded, "admin.py", "model", "show", MODEL_SIGNING_KEY="wrong-" + hidden["the signing key"]),
     ]
     for worker in own_processes(config.run_dir):  # a restart writes errors and stack traces
         if "pyflink.fn_execution" in worker:

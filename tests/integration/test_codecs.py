@@ -6,8 +6,8 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
-from data_producer import Reader
 from harness.stack import Stack, until
+from loop.clients import Reader
 from loop.messages import DIGITS
 from loop.topic_log import SourceLog
 from loop.transactions import first_open_inputs

@@ -10,8 +10,9 @@ import orjson
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from data_producer import ProducerError, Sender, passes, prepared_digits
+from data_producer import passes, prepared_digits
 from harness.stack import Stack, free_port, until
+from loop.clients import ClientError, Sender
 from loop.messages import DIGITS, MAX_MESSAGE_BYTES, reject
 from settings import HERE
 
@@ -146,7 +147,7 @@ def put_rejects(stack: Stack, *payloads: bytes | None) -> None:
     producer.flush()
 
 
-def test_mended_rejects_are_sent_once_and_the_others_say_why_not(own, tmp_path):
+def test_repaired_rejects_are_sent_once_and_the_others_say_why_not(own, tmp_path):
     good = DIGITS.sample([1] * 64, 3)
     put_rejects(own, b"nonsense", good.replace(b'"actual_y":3', b'"actual_y":10'), None)
     path = tmp_path / "rejects.jsonl"
@@ -171,7 +172,7 @@ def test_mended_rejects_are_sent_once_and_the_others_say_why_not(own, tmp_path):
 
 def test_a_message_over_the_limit_is_refused_and_one_below_it_is_taken(own):
     sender = Sender(own.settings, own.settings.input_topic)
-    with pytest.raises(ProducerError, match=r"too large: Kafka at .* at most 1,000,000 bytes"):
+    with pytest.raises(ClientError, match=r"too large: Kafka at .* at most 1,000,000 bytes"):
         sender.send(b"x" * (MAX_MESSAGE_BYTES + 1))
     sender.send(b"x" * (MAX_MESSAGE_BYTES - 100))
     sender.finish()

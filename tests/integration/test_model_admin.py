@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 
-import model_admin
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -17,6 +16,7 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier, SGDRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
+from commands import model as model_admin
 from harness.stack import Stack, until
 from learners.learner import load_learner, sgd
 from loop.messages import DIGITS
@@ -35,7 +35,7 @@ def admin(loop, monkeypatch):
 
     def call(*arguments: str, settings: Settings | None = None, answer: str = "") -> Result:
         monkeypatch.setattr(model_admin, "settings", lambda: settings or loop.settings)
-        done = CliRunner().invoke(model_admin.main, arguments, input=answer)
+        done = CliRunner().invoke(model_admin.model, arguments, input=answer)
         if done.exception and not isinstance(done.exception, SystemExit):
             raise done.exception
         return done
@@ -65,7 +65,7 @@ def test_accept_beside_a_live_job_is_a_sentence_and_changes_nothing(loop, tasks)
     feed(task, 0, 50)
     before = task.store.read()
     done = subprocess.run(
-        [sys.executable, "admin.py", "accept", "--yes"], cwd=HERE, env=loop.env, capture_output=True, text=True
+        [sys.executable, "admin.py", "model", "accept", "--yes"], cwd=HERE, env=loop.env, capture_output=True, text=True
     )
     assert done.returncode == 1
     assert "is running on the model" in done.stderr
@@ -188,7 +188,7 @@ def test_a_new_key_keeps_model_state_and_place(parts, tasks, admin, tmp_path, le
     old_key = tmp_path / "old.key"
     old_key.write_bytes(loop.settings.signing_key() + b"\n")
     new = with_key(loop, secrets.token_hex(32))
-    with pytest.raises(SignatureError, match=r"python model_admin\.py resign"):
+    with pytest.raises(SignatureError, match=r"python admin\.py model resign"):
         ModelStore(new).read()
     done = admin("resign", str(old_key), settings=new)
     assert (done.exit_code, "Signed again" in done.output) == (0, True)
@@ -328,7 +328,7 @@ def test_the_default_learner_is_not_signed_without_its_training_state(loop, admi
     file.write_bytes(pickle.dumps(fitted(sgd())))
     done = admin("sign", str(file), settings=changed(loop, learner="default"))
     assert done.exit_code == 1
-    assert "python admin.py resign" in done.output
+    assert "python admin.py model resign" in done.output
 
 
 def test_a_model_signed_after_a_clear_goes_on_where_the_cleared_one_ended(loop, tasks, admin, tmp_path):

@@ -310,19 +310,19 @@ def test_a_watcher_sees_each_newer_model_soon_and_never_goes_back(store):
     watcher.on_change(lambda stored: (seen.append(stored.meta.order), moved.set()))
     watcher.start()
     try:
-        until(lambda: watcher.error is None, 10)
+        until(lambda: watcher.error is None, 30)
         first = store.commit(None, meta(5), MODEL, b"")
         assert moved.wait(5)
         older = store.commit(first, meta(3), MODEL, b"")
         newer = store.commit(older, meta(6), MODEL, b"")
-        until(lambda: watcher.current == newer, 5)
+        until(lambda: watcher.current == newer, 30)
         store.clear()
         cleared = store.read()
         again = store.commit(cleared, replace(meta(1), model_id=new_model_id()), MODEL, b"")
-        until(lambda: watcher.current.meta.model_id == again.meta.model_id, 5)
+        until(lambda: watcher.current.meta.model_id == again.meta.model_id, 30)
         assert seen == sorted(seen)
         store.redis.set(store.keys[0], b"unsigned")
-        until(lambda: watcher.error, 5)
+        until(lambda: watcher.error, 30)
         assert watcher.current.meta == again.meta
     finally:
         watcher.stop()

@@ -13,7 +13,6 @@ from confluent_kafka import Producer
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import SGDClassifier
 
-from data_producer import client_config
 from harness.page import Page, a_model, commit, drawing, serving
 from harness.stack import Stack, until
 from loop.messages import DIGITS
@@ -124,7 +123,7 @@ FOREIGN = [
 
 
 def test_foreign_predictions_are_told_of_and_newer_ones_shown(page: Page):
-    producer = Producer(client_config(page.stack.settings))
+    producer = Producer(page.stack.settings.confluent_client())
     for record in FOREIGN:
         producer.produce(page.stack.settings.predict_topic, record)
     producer.flush(10)
@@ -181,11 +180,11 @@ def signed_broken_pickle(store: ModelStore) -> None:
 def test_a_broken_model_is_told_of_and_the_next_good_one_taken(page: Page, breaks):
     store = ModelStore(page.stack.settings)
     breaks(store)
-    until(lambda: page.get("/healthz")[1]["redis"] != "up", 10, "it says so")
+    until(lambda: page.get("/healthz")[1]["redis"] != "up", 30, "it says so")
     assert page.post("/predict", imgStr=drawing(3))[0] == 201
     store.redis.delete(*store.keys)
     serves(page, commit(store, None, a_model()))
-    until(lambda: page.get("/healthz")[0] == 200, 10, "all is well again")
+    until(lambda: page.get("/healthz")[0] == 200, 30, "all is well again")
 
 
 BROKEN_POINTS = [b"\xff", b"{}", b"[]", b"[1,2,3,4,5,6,null,8]", b'["a",1,1,null,null,1,null]', b"[null,1,1,1,1,1,1]"]
@@ -199,9 +198,9 @@ def test_broken_points_of_history_are_left_out_and_it_goes_on(page: Page):
     store.redis.delete(key)
     store.redis.rpush(key, *BROKEN_POINTS, orjson.dumps(good))
     page.start()
-    until(lambda: "history" in page.get("/healthz")[1], 10, "it says so")
-    until(lambda: event(page, "whole_history")[:1] == [good], 10, "the good one is shown")
-    until(lambda: store.redis.llen(key) == 2, 10, "a new point is saved, without the broken ones")
+    until(lambda: "history" in page.get("/healthz")[1], 30, "it says so")
+    until(lambda: event(page, "whole_history")[:1] == [good], 30, "the good one is shown")
+    until(lambda: store.redis.llen(key) == 2, 30, "a new point is saved, without the broken ones")
     until(lambda: page.get("/healthz")[0] == 200, 20, "all is well again")
 
 
@@ -210,7 +209,7 @@ def test_a_model_of_other_than_drawings_leaves_the_page_alive(page: Page):
     X, y = load_breast_cancer(return_X_y=True)
     other = Stored(pickle.dumps(SGDClassifier().fit(X, y)), Meta(model_id=new_model_id(), version=5, samples=569))
     store = ModelStore(page.stack.settings)
-    producer = Producer(client_config(page.stack.settings))
+    producer = Producer(page.stack.settings.confluent_client())
     producer.produce(page.stack.settings.predict_topic, DIGITS.sample([7] * 64, 4))
     producer.flush(10)
     assert event(page, "samples")
@@ -220,9 +219,9 @@ def test_a_model_of_other_than_drawings_leaves_the_page_alive(page: Page):
         assert status == 503
         assert "can't read a drawing" in answer["error"]
         stored = commit(store, store.read(), Stored(other.model, Meta(other.meta.model_id, version=6, samples=569)))
-        until(lambda: event(page, "whole_history")[-1][1] == 6, 10, "history goes on")
+        until(lambda: event(page, "whole_history")[-1][1] == 6, 30, "history goes on")
     commit(store, stored, a_model(version=7))
-    until(lambda: page.post("/predict", imgStr=drawing(3))[0] == 201, 10, "it answers again")
+    until(lambda: page.post("/predict", imgStr=drawing(3))[0] == 201, 30, "it answers again")
 
 
 def of_cluster(cluster: str, version: int) -> Stored:
@@ -239,7 +238,7 @@ def test_only_models_of_this_pages_kafka_are_served(page: Page):
     try:
         for cluster in ("another-cluster", ""):
             stored = commit(store, store.read(), of_cluster(cluster, 3))
-            until(lambda: "cluster" in page.get("/healthz")[1]["redis"], 10, "it says so")
+            until(lambda: "cluster" in page.get("/healthz")[1]["redis"], 30, "it says so")
             assert page.get("/model")[1]["version"] == 2
             assert page.post("/predict", imgStr=drawing(3))[0] == 201
     finally:
@@ -257,6 +256,6 @@ def test_kafkas_word_counts_more_than_the_first_model(parts: Stack):
             page.ready(1)
             stack.resume("kafka")
             until(lambda: page.get("/model")[0] == 503, 30, "it is let go")
-            until(lambda: "another-cluster" in page.get("/healthz")[1]["redis"], 10, "it says why")
+            until(lambda: "another-cluster" in page.get("/healthz")[1]["redis"], 30, "it says why")
     finally:
         stack.resume("kafka")

@@ -1,6 +1,7 @@
 """Each setting arrives as it was given in whatever text it goes through: SQL, JAAS, properties, YAML, shell, redis.conf."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import SecretStr
 from harness.stack import make_stack
 from local import brokers, fetch, flink_cluster
 from local.environment import child_environment
+from loop.transactions import transactional_prefix
 from online_learning import kafka_properties, tables
 from settings import HERE, Settings, of_a_job
 
@@ -55,6 +57,8 @@ def given(field: str, tmp_path: Path) -> Settings:
     values: dict = dict(SASL)
     if field == "run_dir":
         values[field] = tmp_path / FOLDER
+    elif field == "kafka_bootstrap_servers":
+        values[field] = re.sub(r"[\s:/\[\]]", "", NASTY) + ":9092"
     elif is_text(field):
         values[field] = NASTY + LISTS
     elif Settings.model_fields[field].annotation is Path:
@@ -116,7 +120,7 @@ def test_java_reads_each_setting_as_it_was_given(cases, read, field):
     assert source["properties.bootstrap.servers"] == settings.kafka_bootstrap_servers
     for table, topic in (("predictions", settings.predict_topic), ("rejects", settings.reject_topic)):
         assert found["tables"][table]["topic"] == topic
-        assert found["tables"][table]["sink.transactional-id-prefix"] == f"{topic}-s"
+        assert found["tables"][table]["sink.transactional-id-prefix"] == transactional_prefix(settings, topic, "s")
     assert found["login"]["username"] == settings.kafka_sasl_username
     assert found["login"]["password"] == settings.kafka_sasl_password.get_secret_value()
     assert found["properties"]["log.dirs"] == str(settings.run_dir / "kafka" / "data")

@@ -18,7 +18,6 @@ import pytest
 import requests
 from confluent_kafka import Consumer, TopicPartition
 
-from data_producer import client_config
 from harness.page import Page, a_model, commit, drawing, serving
 from harness.stack import Stack, free_port, until
 from loop.model_store import ModelStore
@@ -62,7 +61,7 @@ def test_a_label_reaches_kafka_with_its_source_and_is_answered_with_its_place(pa
 
 
 def read_one(stack: Stack, offset: int) -> bytes:
-    consumer = Consumer(client_config(stack.settings) | {"group.id": "test"})
+    consumer = Consumer(stack.settings.confluent_client() | {"group.id": "test"})
     consumer.assign([TopicPartition(stack.settings.input_topic, 0, offset)])
     message = consumer.poll(20)
     consumer.close()

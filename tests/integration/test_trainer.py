@@ -15,7 +15,7 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 from sklearn.datasets import load_digits
 from sklearn.linear_model import SGDClassifier
 
-from harness.stack import Stack, until
+from harness.stack import Stack, redis_admin, until
 from learners.learner import new_learner
 from local.brokers import create_topics
 from loop.lease import LEASE_MS, RENEW_SECONDS, new_submission
@@ -106,7 +106,7 @@ def put_back(store: ModelStore, old: dict[str, bytes | None]) -> None:
     for key, value in old.items():
         store.redis.delete(key)
         if value is not None:
-            store.redis.restore(key, 0, value)
+            redis_admin(store.settings).restore(key, 0, value)
 
 
 def test_each_sample_is_predicted_scored_then_learned_as_scikit_learn_alone_does(loop, tasks):
@@ -412,17 +412,18 @@ def test_an_accepted_model_refuses_a_flink_that_begins_later(loop, tasks):
     remake_topic(loop)
     send(loop, 0, 100)
     accept(loop)
-    second = tasks()
+    newer = new_submission(ModelStore(loop.settings))
+    second = tasks(newer)
     with pytest.raises(StopJob, match=r"begins at offset 50 .* go on from 0.* Submit the job again without -s"):
         feed(second, 50, 100)
     second.close()
-    third = tasks()
+    third = tasks(newer)
     feed(third, 0, 100)
     assert third.store.read().meta.samples == 150
 
 
 def accept(loop: Stack) -> None:
-    done = subprocess.run([sys.executable, "admin.py", "accept", "--yes"], cwd=HERE, env=loop.env)
+    done = subprocess.run([sys.executable, "admin.py", "model", "accept", "--yes"], cwd=HERE, env=loop.env)
     assert done.returncode == 0
 
 
@@ -548,7 +549,7 @@ def test_a_topic_made_anew_stops_the_next_start_with_a_sentence(loop, tasks):
     task.close()
     remake_topic(loop)
     send(loop, 0, 100)
-    with pytest.raises(StopJob, match=r"was deleted and made again .* python admin.py accept"):
+    with pytest.raises(StopJob, match=r"was deleted and made again .* python admin.py model accept"):
         tasks()
 
 

@@ -8,16 +8,9 @@ import orjson
 import pytest
 from click.testing import CliRunner
 
-from data_producer import (
-    ONE_PASS,
-    client_config,
-    describe,
-    main,
-    mended_message,
-    passes,
-    prepared_digits,
-    reject_to_edit,
-)
+from commands.rejects import reject_to_edit, repaired_message
+from commands.topics import describe
+from data_producer import ONE_PASS, main, passes, prepared_digits
 from loop.messages import DIGITS, reject
 from settings import Settings
 from tests.unit.outputs import prediction
@@ -81,7 +74,7 @@ def test_every_connection_setting_reaches_the_client():
         kafka_bootstrap_servers="a:1,b:2", kafka_security_protocol="SASL_SSL", kafka_sasl_mechanism="SCRAM-SHA-512",
         kafka_sasl_username="ann", kafka_sasl_password="s3cret", kafka_ssl_cafile="/ca.pem",
     )  # fmt: skip
-    config = client_config(s)
+    config = s.confluent_client()
     del config["reconnect.backoff.max.ms"]
     assert config == {
         "bootstrap.servers": "a:1,b:2", "security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512",
@@ -133,13 +126,13 @@ TWICE = GOOD.replace(b'"actual_y":3', b'"actual_y":5,"actual_y":3')
     ],
     ids=["an object", "a text", "a tombstone", "no text", "what only a person may decide"],
 )
-def test_a_reject_is_saved_so_that_it_can_be_mended_and_is_not_mended_by_saving_it(payload, saved):
+def test_a_reject_is_saved_so_it_can_be_repaired_and_saving_repairs_nothing(payload, saved):
     line = reject_to_edit(rejected(payload), DIGITS)
     assert (line.pop("partition"), line.pop("offset")) == (1, 5)
     assert line.pop("reason") == str(DIGITS.parse([payload]).reasons[0])
     assert line == saved
     with pytest.raises(ValueError, match=r".+\.$"):
-        mended_message(orjson.dumps({"partition": 1, "offset": 5} | line), DIGITS)
+        repaired_message(orjson.dumps({"partition": 1, "offset": 5} | line), DIGITS)
 
 
 @pytest.mark.parametrize(
@@ -162,23 +155,23 @@ def test_saving_a_reject_keeps_each_number_or_leaves_it_text(more):
         line["message"]["actual_y"] = 3
     if more.startswith("[" * 300):
         with pytest.raises(ValueError, match="nested too deeply"):
-            mended_message(orjson.dumps(line), DIGITS)
+            repaired_message(orjson.dumps(line), DIGITS)
     else:
-        assert f'"more":{more}'.encode() in mended_message(orjson.dumps(line), DIGITS)
+        assert f'"more":{more}'.encode() in repaired_message(orjson.dumps(line), DIGITS)
 
 
 def test_an_edited_object_that_sending_would_change_is_not_sent():
     line = b'{"partition":1,"offset":5,"message":%b}' % GOOD.replace(b"{", b'{"more":99999999999999999999,')
     with pytest.raises(ValueError, match="write it as text"):
-        mended_message(line, DIGITS)
+        repaired_message(line, DIGITS)
 
 
-def test_a_mended_reject_is_sent_as_the_object_or_text_that_it_is():
+def test_a_repaired_reject_is_sent_as_the_object_or_text_that_it_is():
     line = reject_to_edit(rejected(WRONG_LABEL), DIGITS)
     line["message"]["actual_y"] = 3
-    assert mended_message(orjson.dumps(line), DIGITS) == GOOD
+    assert repaired_message(orjson.dumps(line), DIGITS) == GOOD
     line["message"] = GOOD.decode()
-    assert mended_message(orjson.dumps(line), DIGITS) == GOOD
+    assert repaired_message(orjson.dumps(line), DIGITS) == GOOD
 
 
 @pytest.mark.parametrize(
@@ -195,7 +188,7 @@ def test_a_mended_reject_is_sent_as_the_object_or_text_that_it_is():
 )
 def test_what_is_not_good_yet_is_not_sent_and_says_why(line, reason):
     with pytest.raises(ValueError, match=reason):
-        mended_message(line, DIGITS)
+        repaired_message(line, DIGITS)
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,8 @@ def test_the_entrypoint_gives_the_password_to_the_program(tmp_path):
 
 def test_flink_brings_the_zstd_that_kafka_was_built_with():
     """In make run and in the image: both link what this lock names."""
-    locks = [tomllib.loads((HERE / "local" / "java" / name / "jgo.lock.toml").read_text()) for name in ("flink", "kafka")]
+    locks = [
+        tomllib.loads((HERE / "local" / "java" / name / "jgo.lock.toml").read_text()) for name in ("flink", "kafka")
+    ]
     flink, kafka = [{entry["artifactId"]: entry for entry in lock["dependencies"]} for lock in locks]
     assert flink["zstd-jni"] == kafka["zstd-jni"]

@@ -14,7 +14,10 @@ def operator() -> Operator:
     return simulate(1_500_000, days=320)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+LAST = list(VERSIONS)[-1]  # the one with every part
+
+
+@pytest.mark.parametrize("version", [*(pytest.param(v, marks=pytest.mark.long) for v in VERSIONS if v != LAST), LAST])
 def test_every_version_learns_and_forecasts_2160_hours_of_each_key(operator, version):
     day = operator.series.days - 90
     features = Features(operator.series.until(day))
@@ -35,6 +38,7 @@ def test_als_factors_are_one_row_a_station_and_stay_as_they_are(operator):
     assert np.allclose(kept[0][:-1], factors)
 
 
+@pytest.mark.long
 def test_the_search_never_ends_worse_than_the_hand_picked_set(operator):
     _, best, hand = search.search(operator.series, trials=2)
     assert best <= hand

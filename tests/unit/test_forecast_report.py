@@ -30,6 +30,7 @@ def small(tmp_path_factory: pytest.TempPathFactory):
     return json.loads((folder / "figures.json").read_text()), done.output, folder
 
 
+@pytest.mark.long
 def test_the_report_holds_every_figure_that_is_asked_of_it(small):
     figures, said, folder = small
     names = {f"{model}{figure}" for model in ("", "median_", "lightgbm_", "oracle_") for figure in ("avg_mape", "wape")}
@@ -40,12 +41,14 @@ def test_the_report_holds_every_figure_that_is_asked_of_it(small):
     assert {path.name for path in folder.glob("*.png")} == {"forecast-days.png", "forecast-errors.png"}
 
 
+@pytest.mark.long
 def test_what_was_published_is_what_the_same_training_forecasts(small):
     figures, _, _ = small
     assert figures["published"]["wape"] == pytest.approx(figures["synthetic"]["v5"]["wape"], abs=0.5)
     assert figures["wape"] < figures["median_wape"]
 
 
+@pytest.mark.long
 def test_a_fine_tune_learns_from_few_rows_and_every_model_of_the_comparison_is_scored(small):
     figures, _, _ = small
     assert set(figures["fine_tunes"]) == {"retrained", "fine-tuned", "without replay", "untouched"}

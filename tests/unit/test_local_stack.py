@@ -80,14 +80,14 @@ def test_a_part_that_never_answers_is_named_with_its_log(tmp_path):
 def test_stopping_a_part_ends_its_children_too(tmp_path):
     parent, child = family(tmp_path)
     parent.stop()
-    until(lambda: gone(child), 10)
+    until(lambda: gone(child), 30)
     assert not list((tmp_path / "pids").iterdir())
 
 
 def test_a_part_that_ignores_sigterm_is_killed_after_its_grace(tmp_path):
     stubborn = part(tmp_path, "bash", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done", grace=0.5)
     stubborn.start()
-    until(lambda: stubborn.log.read_text(), 10)
+    until(lambda: stubborn.log.read_text(), 30)
     stubborn.stop()
     assert not stubborn.alive
 
@@ -98,7 +98,7 @@ def test_starting_again_ends_the_children_of_a_part_that_was_killed(tmp_path):
     parent.wait()
     assert not gone(child)
     parent.start()
-    until(lambda: gone(child), 10)
+    until(lambda: gone(child), 30)
     parent.kill()
 
 
@@ -109,7 +109,7 @@ def test_what_a_killed_run_left_running_is_ended(tmp_path, leader_lives):
         parent.send(signal.SIGKILL)
         parent.wait()
     assert end_orphans(tmp_path) == ["sleeper"]
-    until(lambda: gone(child), 10)
+    until(lambda: gone(child), 30)
     assert end_orphans(tmp_path) == []
 
 
@@ -131,7 +131,7 @@ def test_a_log_that_grew_too_long_is_put_aside_and_goes_on(tmp_path):
     until(lambda: writer.log.stat().st_size > LOG_BYTES, 20)
     writer.bound_log()
     (tmp_path / "go").write_text("\n")
-    until(lambda: writer.log.read_bytes() == b"on\n", 10)
+    until(lambda: writer.log.read_bytes() == b"on\n", 30)
     assert writer.log.with_suffix(".log.1").stat().st_size == LOG_BYTES + 1
     writer.kill()
 
@@ -367,7 +367,7 @@ def test_a_clock_that_is_set_loses_no_process(tmp_path, monkeypatch):
     shown = psutil.Process.create_time
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: shown(self) + 3600)
     assert end_orphans(tmp_path) == ["sleeper"]
-    until(lambda: gone(child), 10)
+    until(lambda: gone(child), 30)
 
 
 # --- a full disk, a closed terminal, an answer cut short -------------------------------------------------------
@@ -465,7 +465,7 @@ PROGRAMS = [
     ["data_producer.py"],
     ["server.py"],
     ["redis_clear.py", "--yes"],
-    ["admin.py", "show"],
+    ["admin.py", "model", "show"],
     ["online_learning.py"],
 ]
 
