@@ -48,7 +48,10 @@ fuzz-page: ## 10,000 fuzzed bodies at the page
 clean: ## forget everything that was made and learned in RUN_DIR, by default .local with the environment
 	@$(PROJECT) --clean
 
-.PHONY: forecast forecast-dags
+.PHONY: docs forecast forecast-dags
+docs: ## write docs/settings.md, docs/benchmarks.md and the README's figures from code and results
+	@$(PROJECT) --dev -W ignore -m benchmarks.pages
+
 forecast: ## simulate, train, update seven days, score, time the joins and the stream, report
 	@$(PROJECT) --forecast -W ignore -m benchmarks.forecast.report
 

@@ -14,6 +14,7 @@ from benchmarks.forecast import join, measure, plots, search
 from forecast import daily, scoring
 from forecast.simulate import Operator, simulate
 from forecast.training import cache_compiled
+from harness import markdown
 from settings import HERE
 
 STEPS = ("days", "accuracy", "seeds", "versions", "fine_tunes", "data_sets", "search", "join", "stream")
@@ -82,11 +83,15 @@ def above(figures: dict[str, Any], figure: str) -> float:
 def table(head: str, rows: list[list[Any]]) -> str:
     """Return a Markdown table; floats with two decimals, and the first column to the left."""
     columns = head.split(" | ")
-    lines = [f"| {head} |", "| --- |" + " ---: |" * (len(columns) - 1)]
-    for row in rows:
-        lines.append("| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v
-                                       for v in row) + " |")  # fmt: skip
-    return "\n".join(lines)
+    cells = [[shown(value) for value in row] for row in rows]
+    return markdown.table(columns, cells, ["---", *["---:"] * (len(columns) - 1)])
+
+
+def shown(value: Any) -> str:
+    """Return a cell's text: floats with two decimals, whole numbers with separators."""
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def goals(figures: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import psutil
 
+from benchmarks import pages
 from benchmarks.loop import freshness, growth, throughput
 from benchmarks.loop.measure import environment, figure, fill
 from benchmarks.loop.report import plots, tables
@@ -92,7 +93,7 @@ def main(quick: bool, rounds: int, only: tuple[str, ...], names: tuple[str, ...]
     results = json.loads(RESULTS.read_text())
     click.echo(tables(results))
     plots(results, HERE / "docs")
-    (HERE / "docs" / "benchmarks.md").write_text(f"# Measured\n\n{tables(results)}\n")
+    pages.main()
 
 
 def measure_all(quick: bool, rounds: int, only: tuple[str, ...], names: tuple[str, ...]) -> None:

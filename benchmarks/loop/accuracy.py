@@ -27,6 +27,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, PolynomialFeatures
 from tqdm import tqdm
 
+from benchmarks.loop import report
 from benchmarks.loop.drawings import stroke_set
 from learners.digit_learner import distorted
 from learners.learner import EstimatorLearner, Learner, new_learner
@@ -90,16 +91,16 @@ def named(name: str) -> Callable[[], Learner]:
 
 
 CONTENDERS = {
-    "default": Contender("**the default**", named("default"), few=False, probabilities=True),
-    "default_10": Contender("the default, in batches of 10", named("default"), batch=10),
-    "sgd": Contender("the original's SGD", named("sgd"), few=False, probabilities=True),
-    "river_logistic": Contender("River: logistic", named("examples.river_digits:logistic")),
-    "river_softmax": Contender("River: softmax", named("examples.river_digits:softmax")),
-    "river_tree": Contender("River: Hoeffding tree", named("examples.river_digits:tree")),
-    "river_knn": Contender("River: 5 nearest neighbours", named("examples.river_digits:neighbours")),
-    "products": Contender("degree-2 products, averaged", lambda: EstimatorLearner(products(True), CLASSES)),
-    "products_copies": Contender("degree-2 products, rehearsing copies", lambda: Rehearsing(products(False))),
-    "fourier_copies": Contender("2,000 Fourier features, rehearsing copies", lambda: Rehearsing(waves())),
+    "default": Contender(report.LEARNERS["default"], named("default"), few=False, probabilities=True),
+    "default_10": Contender(report.LEARNERS["default_10"], named("default"), batch=10),
+    "sgd": Contender(report.LEARNERS["sgd"], named("sgd"), few=False, probabilities=True),
+    "river_logistic": Contender(report.LEARNERS["river_logistic"], named("examples.river_digits:logistic")),
+    "river_softmax": Contender(report.LEARNERS["river_softmax"], named("examples.river_digits:softmax")),
+    "river_tree": Contender(report.LEARNERS["river_tree"], named("examples.river_digits:tree")),
+    "river_knn": Contender(report.LEARNERS["river_knn"], named("examples.river_digits:neighbours")),
+    "products": Contender(report.LEARNERS["products"], lambda: EstimatorLearner(products(True), CLASSES)),
+    "products_copies": Contender(report.LEARNERS["products_copies"], lambda: Rehearsing(products(False))),
+    "fourier_copies": Contender(report.LEARNERS["fourier_copies"], lambda: Rehearsing(waves())),
 }
 
 
@@ -230,21 +231,6 @@ def draw_calibration(row: dict) -> plt.Figure:
     return figure
 
 
-def table(figures: dict[str, dict]) -> str:
-    """Return the results as a markdown table."""
-    lines = [
-        "| learner | digits, prequential | pen strokes, never taught | samples/s | log loss | calibration | shuffles |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, row in figures.items():
-        lines.append(
-            f"| {CONTENDERS[name].title} | {row['mean']:.4f} ± {row['sd']:.4f} | {row['strokes_mean']:.3f} ± "
-            f"{row['strokes_sd']:.3f} | {row['samples_per_s']:,} | {row.get('log_loss', '')} | "
-            f"{row.get('calibration', {}).get('error', '')} | {row['shuffles']} |"
-        )
-    return "\n".join(lines)
-
-
 @click.command()
 @click.option("--shuffles", default=20, show_default=True, help="Shuffles of the digits for the project's learners.")
 @click.option("--few", default=3, show_default=True, help="Shuffles for the others.")
@@ -267,7 +253,7 @@ def main(shuffles: int, few: int, only: tuple[str, ...]) -> None:
         FIGURES.write_text(json.dumps({key: figures[key] for key in CONTENDERS if key in figures}) + "\n")
     progress.close()
     figures = json.loads(FIGURES.read_text())
-    print(table(figures))
+    print(report.accuracy(figures))
     DOCS.mkdir(exist_ok=True)
     plots = {"curves": draw_curves(figures)}
     if "default" in figures:

@@ -3,18 +3,24 @@
 python -m benchmarks.loop.faults --seed 1
 """
 
+import json
 import random
 import statistics
 import sys
 import tempfile
 import time
+from itertools import chain
 from pathlib import Path
 
 import click
 from tqdm import tqdm
 
+from benchmarks.loop import report
 from harness.faults import FAULTS, Trial, strike, trial
 from harness.stack import Stack
+from settings import HERE
+
+RESULTS = HERE / "benchmarks" / "results" / "loop.json"
 
 
 @click.command(help=__doc__)
@@ -37,7 +43,11 @@ def main(seed: int | None, count: int, samples: int, rate: float, learner: str) 
                 click.echo(f"{time.strftime('%H:%M:%S')} {name}: {seconds[name][-1]:.1f} s", err=True)
             wait_for(running, samples)
             messages, lost, twice = running.prove()
-            print_table(seconds, running, messages, lost, twice)
+            command = f'make faults FAULTS="--seed {seed} --learner {learner}"'
+            found = result(seconds, running, (messages, lost, twice), command)
+            click.echo(report.faults(found))
+            if count >= len(FAULTS):
+                write(found)
     finally:
         parts.close()
     sys.exit(bool(lost or twice))
@@ -64,20 +74,34 @@ def wait_for(running: Trial, samples: int) -> None:
         time.sleep(5)
 
 
-def print_table(seconds: dict[str, list[float]], running: Trial, messages: int, lost: int, twice: int) -> None:
-    click.echo("\n| fault | times | recovery, median | recovery, max |\n| --- | --- | --- | --- |")
-    for name, took in sorted(seconds.items()):
-        row = f"| {name.replace('_', ' ')} | {len(took)} | {statistics.median(took):.1f} s | {max(took):.1f} s |"
-        click.echo(row)
-    every = [one for took in seconds.values() for one in took]
-    click.echo(f"| all | {len(every)} | {statistics.median(every):.1f} s | {max(every):.1f} s |")
+def result(seconds: dict[str, list[float]], running: Trial, counts: tuple[int, int, int], command: str) -> dict:
+    """Return what the run showed, as it stands in benchmarks/results/loop.json."""
+    messages, lost, twice = counts
     proof = running.proof
-    click.echo(
-        f"\n{messages} messages, {lost} lost, {twice} learned twice; {len(proof.commits)} commits, of which {proof.compared} "
-        "hold bit for bit the model that one process trains on the same batches.\n"
-        f"Given up on purpose, after retention or a topic made anew: {len(proof.given_up)}. Outputs that may stand twice, "
-        f"after a submission without a checkpoint: {len(proof.again)}."
-    )
+    return {
+        "command": command,
+        "messages": messages,
+        "lost": lost,
+        "twice": twice,
+        "commits": len(proof.commits),
+        "compared": proof.compared,
+        "skipped": len(proof.given_up),
+        "outputs_twice": len(proof.again),
+        "recovery_s": {
+            name.replace("_", " "): {
+                "times": len(took),
+                "median": round(statistics.median(took), 1),
+                "max": round(max(took), 1),
+            }
+            for name, took in [*sorted(seconds.items()), ("all", list(chain.from_iterable(seconds.values())))]
+        },
+    }
+
+
+def write(found: dict) -> None:
+    """Put the result into benchmarks/results/loop.json."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps(results | {"faults": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

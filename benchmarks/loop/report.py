@@ -6,6 +6,8 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
+from harness.markdown import table
+
 GOALS = {"row_udf": 250, "kafka_python": 6, "quix": 4, "bytewax": 4, "river": 4, "confluent_txn": 1.2, "flink_json": 1.1,
          "flink_raw": 0.85}  # fmt: skip
 THREADS = {  # of the TaskManager: what for, and how Linux names them
@@ -18,6 +20,19 @@ THREADS = {  # of the TaskManager: what for, and how Linux names them
     "garbage collection": ("VM Thread",),
 }
 
+LEARNERS = {
+    "default": "**the default**",
+    "default_10": "the default, in batches of 10",
+    "sgd": "the original's SGD",
+    "river_logistic": "River: logistic",
+    "river_softmax": "River: softmax",
+    "river_tree": "River: Hoeffding tree",
+    "river_knn": "River: 5 nearest neighbours",
+    "products": "degree-2 products, averaged",
+    "products_copies": "degree-2 products, rehearsing copies",
+    "fourier_copies": "2,000 Fourier features, rehearsing copies",
+}
+
 
 def tables(results: dict[str, Any]) -> str:
     """Return what was measured as Markdown tables."""
@@ -26,9 +41,45 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _table(head: list[str], rows: list[list[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+def accuracy(figures: dict[str, dict]) -> str:
+    """Return how often each learner is right, as a Markdown table."""
+    head = [
+        "learner",
+        "digits, prequential",
+        "pen strokes, never taught",
+        "samples/s",
+        "log loss",
+        "calibration",
+        "shuffles",
+    ]
+    rows = [
+        [
+            LEARNERS[name],
+            f"{row['mean']:.4f} ± {row['sd']:.4f}",
+            f"{row['strokes_mean']:.3f} ± {row['strokes_sd']:.3f}",
+            f"{row['samples_per_s']:,}",
+            row.get("log_loss", ""),
+            row.get("calibration", {}).get("error", ""),
+            row["shuffles"],
+        ]
+        for name, row in figures.items()
+    ]
+    return table(head, rows)
+
+
+def faults(found: dict[str, Any]) -> str:
+    """Return what a run of the faults showed, as Markdown."""
+    rows = [
+        [name, row["times"], f"{row['median']:.1f} s", f"{row['max']:.1f} s"]
+        for name, row in found["recovery_s"].items()
+    ]
+    return (
+        f"{found['messages']:,} messages, **{found['lost']} lost, {found['twice']} learned twice**. "
+        f"Of {found['commits']:,} commits, {found['compared']:,} hold bit for bit the model that one process trains on the "
+        f"same batches. {found['skipped']:,} messages were skipped deliberately with `accept`, after retention had deleted "
+        f"them or the topic had been recreated. {found['outputs_twice']:,} outputs may stand twice, after submissions "
+        f"without `-s`.\n\n" + table(["fault", "times", "recovery, median", "recovery, max"], rows)
+    )
 
 
 def _throughput(results: dict[str, Any]) -> str:
@@ -43,12 +94,12 @@ def _throughput(results: dict[str, Any]) -> str:
             [alone["title"], "none", f"{alone['median']:,.0f}", f"{alone['min']:,.0f} to {alone['max']:,.0f}", "", ""]
         )
     head = ["contender", "delivery", "samples/s, median", "min to max", "ours / theirs", "goal"]
-    return "\n\n".join([_table(head, rows), *_where_time_goes(results)])
+    return "\n\n".join([table(head, rows), *_where_time_goes(results)])
 
 
 def _where_time_goes(results: dict[str, Any]) -> list[str]:
     rows = [[part, us] for part, us in profile(results)]
-    return [_table(["where the time goes (ours)", "CPU, microseconds a sample"], rows)] if rows else []
+    return [table(["where the time goes (ours)", "CPU, microseconds a sample"], rows)] if rows else []
 
 
 def profile(results: dict[str, Any]) -> list[tuple[str, float]]:
@@ -82,7 +133,7 @@ def _freshness(results: dict[str, Any]) -> str:
         for learner, table in results["freshness"].items()
         for rate, row in table.items()
     ]
-    return _table(["learner", "samples/s", "stored p50, ms", "p99", "max", "served p50, ms", "p99", "max"], rows)
+    return table(["learner", "samples/s", "stored p50, ms", "p99", "max", "served p50, ms", "p99", "max"], rows)
 
 
 def _growth(results: dict[str, Any]) -> str:
@@ -93,26 +144,26 @@ def _growth(results: dict[str, Any]) -> str:
         if rows:
             parts = next(iter(growth[name].values()))["ms_per_batch"]
             columns = ["samples/s in the task", "model, bytes", *(f"{part}, ms a batch" for part in parts)]
-            found.append(_table([head, *columns], rows))
+            found.append(table([head, *columns], rows))
     if "partitions" in growth:
         rows = [[count, f"{row['median']:,.0f}"] for count, row in growth["partitions"].items()]
-        found.append(_table(["partitions", "samples/s"], rows))
+        found.append(table(["partitions", "samples/s"], rows))
     if "transactions" in growth:
         row = growth["transactions"]
         rates = [f"{row[name]['median']:,.0f}" for name in ("plain", "transactional")]
         head = ["plain input, samples/s", f"transactions of {row['size']}, samples/s", "times the time"]
-        found.append(_table(head, [[*rates, row["times_the_time"]]]))
+        found.append(table(head, [[*rates, row["times_the_time"]]]))
     if "recovery" in growth:
         rows = [[name, row["median"], row["max"]] for name, row in growth["recovery"].items()]
-        found.append(_table(["killed", "first new commit after, s, median", "max"], rows))
+        found.append(table(["killed", "first new commit after, s, median", "max"], rows))
     if "catching_up" in growth:
         row = growth["catching_up"]
-        found.append(_table([name.replace("_", " ") for name in row], [[*row.values()]]))
+        found.append(table([name.replace("_", " ") for name in row], [[*row.values()]]))
     if "memory" in growth:
         rows = [[name, row["first"], row["last"], row["max"], f"{100 * row['last_sixth_against_second']:+.1f} %"]
                 for name, row in growth["memory"]["parts"].items()]  # fmt: skip
         head = ["memory, MiB", "first", "last", "max", "last sixth against the second"]
-        found.append(_table(head, rows))
+        found.append(table(head, rows))
     return "\n\n".join(found)
 
 
@@ -164,11 +215,11 @@ def _profile(results: dict[str, Any], path: Path) -> None:
 
 def _ages(results: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4))
-    for number, (learner, table) in enumerate(results["freshness"].items()):
+    for number, (learner, rates) in enumerate(results["freshness"].items()):
         for kind, style in (("stored_ms", "-"), ("served_ms", "--")):
             for p, marker in (("p50", "o"), ("p99", "s")):
                 label = f"{learner}: {kind.removesuffix('_ms')} {p}"
-                axes.plot([int(rate) for rate in table], [row[kind][p] for row in table.values()], style + marker,
+                axes.plot([int(rate) for rate in rates], [row[kind][p] for row in rates.values()], style + marker,
                           label=label, color=f"C{number}")  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log", subs=[2, 5])
