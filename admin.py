@@ -21,7 +21,12 @@ for command in (model, topic, rejects):
     main.add_command(command)
 for name in model.commands:  # as they were called before 0.2.0
     main.add_command(
-        click.Command(name, hidden=True, params=model.commands[name].params, callback=model.commands[name].callback)
+        click.Command(
+            name,
+            hidden=True,
+            params=model.commands[name].params,
+            callback=model.commands[name].callback,
+        )
     )
 
 

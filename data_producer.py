@@ -23,11 +23,18 @@ CHUNK_SECONDS = 0.005  # pacing wakes up at most this often
 
 def prepared_digits() -> list[tuple[bytes, bytes]]:
     """Return each digit's message as what stands before and after its time, in the data set's order."""
-    from sklearn.datasets import load_digits  # takes seconds to import, and only the replay needs it
+    from sklearn.datasets import (
+        load_digits,
+    )  # takes seconds to import, and only the replay needs it
 
     digits = load_digits()
-    messages = (DIGITS.sample(x, y, ts=NO_TIME) for x, y in zip(digits.data, digits.target, strict=True))
-    return [(head, tail) for head, _, tail in (message.partition(NO_TIME.encode()) for message in messages)]
+    messages = (
+        DIGITS.sample(x, y, ts=NO_TIME) for x, y in zip(digits.data, digits.target, strict=True)
+    )
+    return [
+        (head, tail)
+        for head, _, tail in (message.partition(NO_TIME.encode()) for message in messages)
+    ]
 
 
 def passes(prepared: list[tuple[bytes, bytes]], seed: int) -> Iterator[bytes]:
@@ -41,7 +48,9 @@ def passes(prepared: list[tuple[bytes, bytes]], seed: int) -> Iterator[bytes]:
             yield head + time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()).encode() + tail
 
 
-def replay(sender: Sender, messages: Iterator[bytes], rate: float, total: int | None, stop: Event) -> None:
+def replay(
+    sender: Sender, messages: Iterator[bytes], rate: float, total: int | None, stop: Event
+) -> None:
     """Send ``total`` messages (None: without end) at ``rate`` a second, until done or ``stop``.
 
     While Kafka is away nothing piles up beyond a second's worth, and what was missed is not caught up on.
@@ -71,15 +80,32 @@ def replay(sender: Sender, messages: Iterator[bytes], rate: float, total: int | 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--rate", type=click.FloatRange(min=0, min_open=True), help="Samples a second.  [default: PRODUCER_RATE, 10]"
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Samples a second.  [default: PRODUCER_RATE, 10]",
 )
-@click.option("--count", type=click.IntRange(min=1), help="Samples to send.  [default: one pass of 1,797]")
-@click.option("--endless", is_flag=True, help="Send pass after pass, each in another order, until Ctrl-C.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Order of the later passes.")
+@click.option(
+    "--count", type=click.IntRange(min=1), help="Samples to send.  [default: one pass of 1,797]"
+)
+@click.option(
+    "--endless", is_flag=True, help="Send pass after pass, each in another order, until Ctrl-C."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Order of the later passes.",
+)
 @click.option("--show", "shown", metavar="TOPIC", hidden=True)
 @click.option("--follow", is_flag=True, hidden=True)
 @click.option("--save-rejects", "saved", type=click.Path(path_type=Path), hidden=True)
-@click.option("--replay-rejects", "repaired", type=click.Path(path_type=Path, exists=True, dir_okay=False), hidden=True)
+@click.option(
+    "--replay-rejects",
+    "repaired",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    hidden=True,
+)
 def main(
     rate: float | None,
     count: int | None,
@@ -117,7 +143,13 @@ def main(
         rejects.send_from(repaired)
     else:
         total = None if endless else count or ONE_PASS
-        _replay_digits(Sender(config, config.input_topic), seed, rate or config.producer_rate, total, stop_on_signals())
+        _replay_digits(
+            Sender(config, config.input_topic),
+            seed,
+            rate or config.producer_rate,
+            total,
+            stop_on_signals(),
+        )
 
 
 def _name_the_new_command(command: str) -> None:

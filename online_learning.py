@@ -106,7 +106,11 @@ def main() -> None:
         _end_leftovers(env, config, store)
         table_env = StreamTableEnvironment.create(env)
         with TemporaryDirectory(prefix="online-learning-") as folder:
-            named = [name.partition(":")[0] for name in (config.learner, config.message_format) if ":" in name]
+            named = [
+                name.partition(":")[0]
+                for name in (config.learner, config.message_format)
+                if ":" in name
+            ]
             code = write_archive(Path(folder) / "online_learning.zip", named)
             table_env.add_python_file(str(code))
             build(table_env, config, lease.submission)
@@ -130,7 +134,9 @@ def build(table_env: StreamTableEnvironment, config: Settings, submission: str) 
         table_env.execute_sql(table)
 
     table_env.create_temporary_function("learn", online_learner(config, submission))
-    learned = table_env.sql_query("SELECT learn(payload, kafka_partition, kafka_offset) AS learned FROM samples")
+    learned = table_env.sql_query(
+        "SELECT learn(payload, kafka_partition, kafka_offset) AS learned FROM samples"
+    )
     # Over the DataStream bridge the function runs once; a view that two INSERTs read would learn everything twice.
     # Rescaling breaks Flink's chain there: while the sinks' task ends a Kafka transaction, this one goes on learning.
     table_env.create_temporary_view("results", table_env.to_data_stream(learned).rescale())
@@ -167,13 +173,22 @@ def kafka_properties(config: Settings) -> dict[str, str]:
         "security.protocol": config.kafka_security_protocol,
     }
     if config.kafka_security_protocol.endswith("SSL") and config.kafka_ssl_cafile:
-        properties |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": config.kafka_ssl_cafile}
+        properties |= {
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": config.kafka_ssl_cafile,
+        }
     if config.kafka_security_protocol.startswith("SASL"):
         shaded = "org.apache.flink.kafka.shaded.org.apache.kafka.common"
         # The connector puts the variable's value between the quotes as it is.
         password = config.kafka_sasl_password.get_secret_value()
-        variable = "KAFKA_SASL_PASSWORD_JAAS" if needs_jaas_text(password) else "KAFKA_SASL_PASSWORD"
-        module = "plain.PlainLoginModule" if config.kafka_sasl_mechanism == "PLAIN" else "scram.ScramLoginModule"
+        variable = (
+            "KAFKA_SASL_PASSWORD_JAAS" if needs_jaas_text(password) else "KAFKA_SASL_PASSWORD"
+        )
+        module = (
+            "plain.PlainLoginModule"
+            if config.kafka_sasl_mechanism == "PLAIN"
+            else "scram.ScramLoginModule"
+        )
         properties |= {
             "sasl.mechanism": config.kafka_sasl_mechanism,
             "config.providers": "env",
@@ -212,7 +227,12 @@ def _end_leftovers(env: StreamExecutionEnvironment, config: Settings, store: Mod
         return
     files = get_gateway().jvm.org.apache.flink.runtime.state.filesystem.AbstractFsCheckpointStorageAccess
     try:
-        metadata = files.resolveCheckpointPointer(restored).getMetadataHandle().openInputStream().readAllBytes()
+        metadata = (
+            files.resolveCheckpointPointer(restored)
+            .getMetadataHandle()
+            .openInputStream()
+            .readAllBytes()
+        )
     except Py4JJavaError:
         return  # Flink itself says that it can't be read
     # One that names no submission is another version's: which transactions are its own is not known.
@@ -223,5 +243,12 @@ def _end_leftovers(env: StreamExecutionEnvironment, config: Settings, store: Mod
 if __name__ == "__main__":
     try:
         main()
-    except (SettingsError, LearnerError, StoreError, SourceLogError, redis.RedisError, KafkaError) as error:
+    except (
+        SettingsError,
+        LearnerError,
+        StoreError,
+        SourceLogError,
+        redis.RedisError,
+        KafkaError,
+    ) as error:
         sys.exit(f"online_learning.py: {error}")

@@ -18,7 +18,9 @@ from settings import SettingsError, settings
 @click.option("--yes", is_flag=True, help="Clear the whole database without asking.")
 def main(keys: tuple[str, ...], yes: bool) -> None:
     """Delete ``keys``, or everything, and say of each whether it was there; exit code 1 where Redis can't be used."""
-    if isinstance(sys.stdout, TextIOWrapper):  # a terminal may not know every letter of a key's name
+    if isinstance(
+        sys.stdout, TextIOWrapper
+    ):  # a terminal may not know every letter of a key's name
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         config = settings()

@@ -55,7 +55,9 @@ class Parts:
 def create_app(settings: Settings) -> Flask:
     """Return the page as a WSGI application; its ``extensions["parts"]`` still have to be started."""
     app = Flask(__name__)
-    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES, MAX_FORM_MEMORY_SIZE=MAX_BODY_BYTES, MAX_FORM_PARTS=10)
+    app.config.update(
+        MAX_CONTENT_LENGTH=MAX_BODY_BYTES, MAX_FORM_MEMORY_SIZE=MAX_BODY_BYTES, MAX_FORM_PARTS=10
+    )
     watcher = ModelWatcher(settings)
     samples = NewestSamples(settings, watcher.pin)
     parts = Parts(settings, watcher, samples, Live(settings, watcher, samples), Teacher(settings))
@@ -73,7 +75,9 @@ def _routes(app: Flask, parts: Parts) -> None:
     @app.get("/")
     def page() -> str:
         needs_token = parts.settings.page_is_open
-        return render_template("page.html", feedback=parts.settings.feedback, needs_token=needs_token)
+        return render_template(
+            "page.html", feedback=parts.settings.feedback, needs_token=needs_token
+        )
 
     @app.post("/predict")
     def predict() -> tuple[dict, int]:
@@ -94,15 +98,21 @@ def _routes(app: Flask, parts: Parts) -> None:
     @app.get("/events")
     def events() -> Response:
         parts.live.enter()
-        events = parts.live.events(request.environ.get("waitress.client_disconnected", lambda: False))
-        response = Response(events, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        events = parts.live.events(
+            request.environ.get("waitress.client_disconnected", lambda: False)
+        )
+        response = Response(
+            events, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"}
+        )
         response.call_on_close(parts.live.leave)
         return response
 
     @app.get("/healthz")
     def healthz() -> tuple[dict, int]:
         found = parts.live.parts()
-        well = parts.watcher.current is not None and all(found[part] == "up" for part in found.keys() - {"model"})
+        well = parts.watcher.current is not None and all(
+            found[part] == "up" for part in found.keys() - {"model"}
+        )
         return {"success": well, **found}, 200 if well else 503
 
 
@@ -122,7 +132,12 @@ def _teach(parts: Parts) -> View:
         if label not in list("0123456789"):
             raise DrawingError("The label (actual_y) must be one digit, 0 to 9.")
         partition, offset = parts.teacher.teach(features(_field("imgStr")).tolist(), int(label))
-        return {"success": True, "topic": parts.settings.input_topic, "partition": partition, "offset": offset}, 202
+        return {
+            "success": True,
+            "topic": parts.settings.input_topic,
+            "partition": partition,
+            "offset": offset,
+        }, 202
 
     return teach
 
@@ -158,7 +173,9 @@ def _errors(app: Flask) -> None:
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> tuple[dict, int]:
-        return _error(SENTENCES.get(error.code or 500, error.description or error.name), error.code or 500)
+        return _error(
+            SENTENCES.get(error.code or 500, error.description or error.name), error.code or 500
+        )
 
     @app.errorhandler(DrawingError)
     def bad_input(error: DrawingError) -> tuple[dict, int]:
@@ -183,7 +200,9 @@ def main() -> None:
         raise click.ClickException(f"FEEDBACK_RATE must be like 10/second: {error}.") from error
     try:
         family = socket.AF_INET6 if ":" in settings.page_host else socket.AF_INET
-        listening = socket.create_server((settings.page_host, settings.page_port), family=family, backlog=128)
+        listening = socket.create_server(
+            (settings.page_host, settings.page_port), family=family, backlog=128
+        )
     except OSError as error:
         raise click.ClickException(
             f"The page can't listen on {settings.page_host}:{settings.page_port} ({error.strerror}): another program "

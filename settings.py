@@ -25,18 +25,24 @@ class Settings(BaseSettings):
 
     run_dir: Path = Field(HERE / ".local", description="everything that make run makes")
 
-    kafka_bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port, several with commas")
+    kafka_bootstrap_servers: str = Field(
+        "127.0.0.1:9092", description="host:port, several with commas"
+    )
     kafka_security_protocol: str = Field(
         "PLAINTEXT",
         pattern="^(PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)$",
         description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL",
     )
     kafka_sasl_mechanism: str = Field(
-        "PLAIN", pattern="^(PLAIN|SCRAM-SHA-256|SCRAM-SHA-512)$", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+        "PLAIN",
+        pattern="^(PLAIN|SCRAM-SHA-256|SCRAM-SHA-512)$",
+        description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
     )
     kafka_sasl_username: str = Field("", description="user for SASL")
     kafka_sasl_password: SecretStr = Field(SecretStr(""), description="password for SASL")
-    kafka_ssl_cafile: str = Field("", description="certificate authority (PEM file) for SSL; empty: the system's")
+    kafka_ssl_cafile: str = Field(
+        "", description="certificate authority (PEM file) for SSL; empty: the system's"
+    )
     kafka_group: str = Field("group0", description="consumer group of the job")
     input_topic: str = Field("handwritten_digit", description="samples in")
     predict_topic: str = Field("digit_predict", description="predictions out")
@@ -46,36 +52,50 @@ class Settings(BaseSettings):
     redis_port: int = Field(6379, ge=1, le=65535, description="Redis")
     redis_db: int = Field(0, ge=0, description="Redis database")
     redis_username: str = Field("", description="user for Redis; empty: the default user")
-    redis_password: SecretStr = Field(SecretStr("redis_password"), description="password for Redis; empty: none")
+    redis_password: SecretStr = Field(
+        SecretStr("redis_password"), description="password for Redis; empty: none"
+    )
     redis_tls: bool = Field(False, description="TLS to Redis")
-    redis_ca_file: str = Field("", description="certificate authority (PEM file) for Redis; empty: the system's")
+    redis_ca_file: str = Field(
+        "", description="certificate authority (PEM file) for Redis; empty: the system's"
+    )
     model_key: str = Field("online_ml_model", min_length=1, description="Redis key of the model")
     model_signing_key: SecretStr = Field(
         SecretStr(""),
         description="signs and checks models, at least 32 characters; empty: read from MODEL_SIGNING_KEY_FILE",
     )
     model_signing_key_file: Path = Field(
-        HERE / ".local" / "signing.key", description="file with the signing key, made at the first make run"
+        HERE / ".local" / "signing.key",
+        description="file with the signing key, made at the first make run",
     )
 
     flink_host: str = Field("127.0.0.1", description="Flink's REST address")
     flink_port: int = Field(8081, ge=1, le=65535, description="Flink's REST port")
-    flink_python: str = Field("", description="Python of Flink's workers; empty: the one that submits the job")
+    flink_python: str = Field(
+        "", description="Python of Flink's workers; empty: the one that submits the job"
+    )
     kafka_connector_jar: str = Field(
-        "", description="connector and zstd jars to send with the job, with commas; empty: the cluster has them"
+        "",
+        description="connector and zstd jars to send with the job, with commas; empty: the cluster has them",
     )
 
     learner: str = Field("default", description="default, sgd, or module:factory of your own")
-    message_format: str = Field("loop.messages:DIGITS", description="module:name of what a message holds")
+    message_format: str = Field(
+        "loop.messages:DIGITS", description="module:name of what a message holds"
+    )
 
     page_host: str = Field(
-        "127.0.0.1", description="address that the page listens on; if not this machine's own, teaching needs a token"
+        "127.0.0.1",
+        description="address that the page listens on; if not this machine's own, teaching needs a token",
     )
     page_port: int = Field(8066, ge=1, le=65535, description="port that the page listens on")
     page_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("127.0.0.1", "localhost", "[::1]"), description="host names that the page answers to, with commas"
+        ("127.0.0.1", "localhost", "[::1]"),
+        description="host names that the page answers to, with commas",
     )
-    page_public_url: str = Field("", description="address that others reach the page at; teaching then needs a token")
+    page_public_url: str = Field(
+        "", description="address that others reach the page at; teaching then needs a token"
+    )
     feedback: bool = Field(True, description="whether the page may teach")
     feedback_rate: str = Field("10/second", description="taught samples allowed, on average")
     feedback_burst: int = Field(50, ge=1, description="taught samples allowed at once")
@@ -83,8 +103,12 @@ class Settings(BaseSettings):
         SecretStr(""), description="token that teaching needs where others can reach the page"
     )
 
-    kafka_controller_port: int = Field(9093, ge=1, le=65535, description="port that make run gives Kafka's controller")
-    flink_rpc_port: int = Field(6123, ge=1, le=65535, description="port that make run gives Flink inside")
+    kafka_controller_port: int = Field(
+        9093, ge=1, le=65535, description="port that make run gives Kafka's controller"
+    )
+    flink_rpc_port: int = Field(
+        6123, ge=1, le=65535, description="port that make run gives Flink inside"
+    )
     producer_rate: float = Field(10.0, gt=0, description="samples a second that make run produces")
 
     @model_validator(mode="before")
@@ -101,7 +125,9 @@ class Settings(BaseSettings):
         except RuntimeError as error:  # ~someone who isn't there
             raise ValueError(str(error)) from error
         if re.search(r"[,:;\x00-\x1f]|\$\{", str(folder)):
-            raise ValueError("Java reads , : ; ${ and line breaks in it as its own: choose a folder without them")
+            raise ValueError(
+                "Java reads , : ; ${ and line breaks in it as its own: choose a folder without them"
+            )
         return folder
 
     @field_validator("kafka_bootstrap_servers")
@@ -150,7 +176,10 @@ class Settings(BaseSettings):
             "sasl_plain_password": "sasl.password",
         }
         given = {names[name]: value for name, value in self.kafka_client().items() if name in names}
-        return given | {"bootstrap.servers": self.kafka_bootstrap_servers, "reconnect.backoff.max.ms": 1000}
+        return given | {
+            "bootstrap.servers": self.kafka_bootstrap_servers,
+            "reconnect.backoff.max.ms": 1000,
+        }
 
     def redis_client(self) -> dict:
         """Return the connection arguments of ``redis.Redis``; values come back as bytes."""
@@ -180,7 +209,9 @@ class Settings(BaseSettings):
                     "MODEL_SIGNING_KEY or MODEL_SIGNING_KEY_FILE."
                 ) from error
         if len(key) < 32:
-            raise SettingsError(f"The signing key in {where} has {len(key)} characters; it needs at least 32.")
+            raise SettingsError(
+                f"The signing key in {where} has {len(key)} characters; it needs at least 32."
+            )
         return key
 
     def public(self) -> dict:

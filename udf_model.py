@@ -53,7 +53,9 @@ class OnlineLearner(ScalarFunction):
 
     def eval(self, payload: pd.Series, partition: pd.Series, offset: pd.Series) -> pd.DataFrame:
         """Learn one Arrow batch; when this returns, what it learned is committed."""
-        learned = self.trainer.learn(payload.tolist(), partition.to_numpy(np.int64), offset.to_numpy(np.int64))
+        learned = self.trainer.learn(
+            payload.tolist(), partition.to_numpy(np.int64), offset.to_numpy(np.int64)
+        )
         self.metrics.count(learned)
         return pd.DataFrame({"out": pd.Series(learned.out, dtype=object), "good": learned.good})
 
@@ -134,5 +136,12 @@ class Metrics:
 
 def online_learner(settings: Settings, submission: str) -> Any:
     """Return the function as Flink SQL registers it: vectorised, not deterministic."""
-    row = DataTypes.ROW([DataTypes.FIELD("out", DataTypes.BYTES()), DataTypes.FIELD("good", DataTypes.BOOLEAN())])
-    return udf(OnlineLearner(settings, submission), result_type=row, func_type="pandas", deterministic=False)
+    row = DataTypes.ROW(
+        [DataTypes.FIELD("out", DataTypes.BYTES()), DataTypes.FIELD("good", DataTypes.BOOLEAN())]
+    )
+    return udf(
+        OnlineLearner(settings, submission),
+        result_type=row,
+        func_type="pandas",
+        deterministic=False,
+    )

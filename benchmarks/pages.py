@@ -15,7 +15,17 @@ from harness.markdown import table
 from settings import HERE, Settings
 
 RESULTS = HERE / "benchmarks" / "results"
-PACKAGES = ("", "loop", "learners", "page", "commands", "local", "forecast", "harness", "benchmarks")
+PACKAGES = (
+    "",
+    "loop",
+    "learners",
+    "page",
+    "commands",
+    "local",
+    "forecast",
+    "harness",
+    "benchmarks",
+)
 
 
 def main() -> None:
@@ -27,7 +37,9 @@ def main() -> None:
 
 def pages() -> dict[Path, str]:
     """Return each generated page's text by its path."""
-    loop, learners = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("loop", "accuracy"))
+    loop, learners = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("loop", "accuracy")
+    )
     readme, architecture = HERE / "README.md", HERE / "docs" / "architecture.md"
     return {
         HERE / "docs" / "settings.md": settings_page(),
@@ -40,7 +52,11 @@ def pages() -> dict[Path, str]:
 def settings_page() -> str:
     """Return every setting with its default and meaning."""
     rows = [
-        [f"`{name.upper()}`", f"`{shown}`" if (shown := default_of(name)) else "", field.description]
+        [
+            f"`{name.upper()}`",
+            f"`{shown}`" if (shown := default_of(name)) else "",
+            field.description,
+        ]
         for name, field in Settings.model_fields.items()
     ]
     return (
@@ -125,10 +141,20 @@ def measured(loop: dict[str, Any]) -> str:
 
 def figures(loop: dict[str, Any], learners: dict[str, Any]) -> str:
     """Return the README's table of four figures."""
-    faults, ratio, fresh = loop["faults"], loop["ratios"]["confluent_txn"], loop["freshness"]["default"]["10"]
+    faults, ratio, fresh = (
+        loop["faults"],
+        loop["ratios"]["confluent_txn"],
+        loop["freshness"]["default"]["10"],
+    )
     rows = [
-        ["50 faults", f"{faults['messages']:,} messages, {faults['lost']} lost, {faults['twice']} learned twice"],
-        ["throughput", f"{loop['throughput']['ours']['median']:,.0f} samples/s, {ratio} times a confluent-kafka loop"],
+        [
+            "50 faults",
+            f"{faults['messages']:,} messages, {faults['lost']} lost, {faults['twice']} learned twice",
+        ],
+        [
+            "throughput",
+            f"{loop['throughput']['ours']['median']:,.0f} samples/s, {ratio} times a confluent-kafka loop",
+        ],
         [
             "freshness at 10 samples/s",
             f"stored after {fresh['stored_ms']['p99']:.0f} ms, served after {fresh['served_ms']['p99']:.0f} ms (p99)",
@@ -143,12 +169,24 @@ def figures(loop: dict[str, Any], learners: dict[str, Any]) -> str:
 
 def files() -> str:
     """Return every module of the project with the first sentence of its docstring."""
-    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=HERE, capture_output=True, text=True, check=True)
-    modules = [Path(name) for name in listed.stdout.split() if not name.startswith(("tests/", "examples/"))]
+    listed = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=HERE, capture_output=True, text=True, check=True
+    )
+    modules = [
+        Path(name) for name in listed.stdout.split() if not name.startswith(("tests/", "examples/"))
+    ]
     rows = []
     for package in PACKAGES:
-        inside = [path for path in modules if path.parts[0] == package or (not package and len(path.parts) == 1)]
-        rows += [[f"`{path}`", purpose(HERE / path)] for path in sorted(inside) if path.name != "__init__.py"]
+        inside = [
+            path
+            for path in modules
+            if path.parts[0] == package or (not package and len(path.parts) == 1)
+        ]
+        rows += [
+            [f"`{path}`", purpose(HERE / path)]
+            for path in sorted(inside)
+            if path.name != "__init__.py"
+        ]
     return table(["file", "purpose"], rows)
 
 

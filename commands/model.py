@@ -56,7 +56,9 @@ def accept(yes: bool) -> None:
         meta.starts, meta.checksums = dict(meta.progress), {}
         store.commit(before, meta, before.model, before.state, lease.submission, LEASE_MS)
         skip_restore_points(config.run_dir)
-    click.echo(f"Accepted: model {meta.model_id} goes on from {meta.parent}. Submit the job without -s.")
+    click.echo(
+        f"Accepted: model {meta.model_id} goes on from {meta.parent}. Submit the job without -s."
+    )
 
 
 @model.command()
@@ -78,7 +80,12 @@ def sign(file: Path) -> None:
                 f"Redis holds a signed model already; python redis_clear.py {config.model_key} forgets it."
             )
         old = before.meta if before else Meta()
-        meta = Meta(model_id=new_model_id(old.model_id), version=1, learner=config.learner, topic_id=log.topic_id())
+        meta = Meta(
+            model_id=new_model_id(old.model_id),
+            version=1,
+            learner=config.learner,
+            topic_id=log.topic_id(),
+        )
         meta.cluster_id = log.cluster_id()
         bounds = _bounds(log, Meta())
         read = log.committed() | (old.starts if old.topic_id == meta.topic_id else {})
@@ -87,7 +94,9 @@ def sign(file: Path) -> None:
             meta.samples += meta.progress[partition] - first
         meta.starts = dict(meta.progress)
         store.commit(before, meta, model, b"", lease.submission, LEASE_MS)
-    click.echo(f"Signed: {file} is model {meta.model_id}, version 1; the job goes on from {meta.progress}.")
+    click.echo(
+        f"Signed: {file} is model {meta.model_id}, version 1; the job goes on from {meta.progress}."
+    )
 
 
 @model.command()
@@ -101,7 +110,9 @@ def resign(old_key: Path) -> None:
     replaced = {"model_signing_key": SecretStr(""), "model_signing_key_file": old_key}
     store, old_store = ModelStore(config), ModelStore(config.model_copy(update=replaced))
     if store.signing_key == old_store.signing_key:
-        raise click.ClickException(f"{old_key} holds this installation's key; set the new one, then run this again.")
+        raise click.ClickException(
+            f"{old_key} holds this installation's key; set the new one, then run this again."
+        )
     with _lease(store) as lease:
         try:
             before = old_store.read(with_state=True)
@@ -140,14 +151,18 @@ def _bounds(log: SourceLog, meta: Meta) -> dict[int, tuple[int, int]]:
     bounds = log.bounds()
     missing = sorted(meta.progress.keys() - bounds.keys())
     if missing or not bounds:
-        which = f"partition {missing[0]}, which the model has learned from" if missing else "partition"
+        which = (
+            f"partition {missing[0]}, which the model has learned from" if missing else "partition"
+        )
         raise click.ClickException(
             f"Topic {log.topic} has no {which}: set INPUT_TOPIC to the model's topic, or add the partition."
         )
     return bounds
 
 
-def _accepted(log: SourceLog, meta: Meta, bounds: dict[int, tuple[int, int]], same_topic: bool) -> dict[int, int]:
+def _accepted(
+    log: SourceLog, meta: Meta, bounds: dict[int, tuple[int, int]], same_topic: bool
+) -> dict[int, int]:
     """Return {partition: next offset to learn}, and print each with what is skipped."""
     progress = {}
     for partition, (first, end) in bounds.items():
@@ -189,8 +204,12 @@ def _try_out(config: Settings, file: Path, model: bytes) -> None:
     message = load_format(config.message_format)
     classes = getattr(served, "classes_", message.classes)
     if not np.array_equal(classes, message.classes):
-        raise click.ClickException(f"{file} tells the classes {list(classes)} apart, not {list(message.classes)}.")
-    X = np.arange(message.n_classes * message.n_features, dtype=float).reshape(message.n_classes, -1)
+        raise click.ClickException(
+            f"{file} tells the classes {list(classes)} apart, not {list(message.classes)}."
+        )
+    X = np.arange(message.n_classes * message.n_features, dtype=float).reshape(
+        message.n_classes, -1
+    )
     X = message.low + X % (message.high - message.low + 1.0)
     try:
         learner = load_learner(config.learner, message.classes, message.n_features, model, b"")
@@ -199,6 +218,10 @@ def _try_out(config: Settings, file: Path, model: bytes) -> None:
         learner.learn(X[:1], message.classes[:1])  # a batch seldom holds every class
         told = learner.predict(X)
     except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
-        raise click.ClickException(f"The job can't go on with the model in {file}: {error}") from None
+        raise click.ClickException(
+            f"The job can't go on with the model in {file}: {error}"
+        ) from None
     if not np.isin(np.asarray(told), message.classes).all():
-        raise click.ClickException(f"The job can't go on with the model in {file}: it predicts no labels.")
+        raise click.ClickException(
+            f"The job can't go on with the model in {file}: it predicts no labels."
+        )

@@ -37,7 +37,9 @@ def save_to(file: Path, count: int | None) -> None:
     config = settings()
     form = load_format(config.message_format)
     saved = save_rejects(Reader(config, config.reject_topic), count, file, form, stop_on_signals())
-    click.echo(f"{saved:,} rejects written to {file}. Repair them there, then run: python admin.py rejects send {file}")
+    click.echo(
+        f"{saved:,} rejects written to {file}. Repair them there, then run: python admin.py rejects send {file}"
+    )
 
 
 @rejects.command("send")
@@ -78,7 +80,11 @@ def reject_to_edit(value: bytes, form: Format) -> dict:
     fields = json_object(text)
     # What an object does not hold as it was written stays text, and so does what writing it again would repair.
     in_a_line = f'{{"message":{text}}}'
-    if fields is None or not _is_kept(in_a_line, {"message": fields}) or form.parse([orjson.dumps(fields)]).good[0]:
+    if (
+        fields is None
+        or not _is_kept(in_a_line, {"message": fields})
+        or form.parse([orjson.dumps(fields)]).good[0]
+    ):
         return line | {"message": text}
     return line | {"message": fields}
 
@@ -88,7 +94,11 @@ def _is_kept(text: bytes | str, fields: dict) -> bool:
     exactly = partial(json.loads, parse_int=Decimal, parse_float=Decimal, object_pairs_hook=list)
     try:
         return exactly(orjson.dumps(fields)) == exactly(text)
-    except (orjson.JSONEncodeError, RecursionError, ArithmeticError):  # too deep for one of them, or too small a number
+    except (
+        orjson.JSONEncodeError,
+        RecursionError,
+        ArithmeticError,
+    ):  # too deep for one of them, or too small a number
         return False
 
 
@@ -103,7 +113,9 @@ def repaired_message(line: bytes, form: Format) -> bytes:
     if message is None:
         raise ValueError('There is no "message" to send.')
     if not isinstance(message, str) and not _is_kept(line, fields):
-        raise ValueError("Sending this object would change a number or a field: write it as text, in quotes.")
+        raise ValueError(
+            "Sending this object would change a number or a field: write it as text, in quotes."
+        )
     payload = message.encode() if isinstance(message, str) else orjson.dumps(message)
     parsed = form.parse([payload])
     if not parsed.good[0]:
@@ -129,7 +141,9 @@ def send_repaired(sender: Sender, path: Path, form: Format, stop: Event) -> int:
                 message = repaired_message(line, form)
             except ValueError as error:
                 kept += 1
-                click.echo(f"{path.name} line {number + 1}{_name_of(line)} not sent: {error}", err=True)
+                click.echo(
+                    f"{path.name} line {number + 1}{_name_of(line)} not sent: {error}", err=True
+                )
                 continue
             sender.send(message, partial(_note_place, places, number))
             while sender.waiting >= MAX_WAITING and not stop.wait(PAUSE_SECONDS):
@@ -146,7 +160,11 @@ def _note_place(places: dict[int, str], number: int, message: Message) -> None:
 
 def _name_of(line: bytes) -> str:
     fields = json_object(line) or {}
-    return f" (input {fields['partition']}:{fields['offset']})" if "partition" in fields and "offset" in fields else ""
+    return (
+        f" (input {fields['partition']}:{fields['offset']})"
+        if "partition" in fields and "offset" in fields
+        else ""
+    )
 
 
 def _mark_sent(path: Path, lines: list[bytes], places: dict[int, str]) -> None:
@@ -159,8 +177,10 @@ def _mark_sent(path: Path, lines: list[bytes], places: dict[int, str]) -> None:
         whole.write_bytes(b"".join(line + b"\n" for line in lines))
         os.replace(whole, path)
     except OSError as error:
-        raise ClientError(f"{len(places)} messages were sent, but {path} can't be marked ({error.strerror}): "
-                            "sending it again would teach them twice.") from error  # fmt: skip
+        raise ClientError(
+            f"{len(places)} messages were sent, but {path} can't be marked ({error.strerror}): "
+            "sending it again would teach them twice."
+        ) from error
 
 
 def save_rejects(reader: Reader, number: int | None, path: Path, form: Format, stop: Event) -> int:
@@ -172,7 +192,9 @@ def save_rejects(reader: Reader, number: int | None, path: Path, form: Format, s
                 file.write(orjson.dumps(reject_to_edit(message.value() or b"", form)) + b"\n")
                 saved += 1
     except FileExistsError as error:
-        raise ClientError(f"{path} exists already; what was repaired in it would be lost.") from error
+        raise ClientError(
+            f"{path} exists already; what was repaired in it would be lost."
+        ) from error
     except OSError as error:
         raise ClientError(f"{path} can't be written: {error.strerror}.") from error
     return saved

@@ -38,7 +38,9 @@ def describe(message: Message) -> str:
     """Return a message of any of the job's topics as one readable line."""
     value = message.value()
     text = f"{message.partition()}:{message.offset()}  {_describe_value(value)}"
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)  # no control codes of strangers
+    return "".join(
+        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text
+    )  # no control codes of strangers
 
 
 def _describe_value(value: bytes | None) -> str:
@@ -56,7 +58,9 @@ def _describe_value(value: bytes | None) -> str:
 
 
 def _describe_prediction(fields: dict) -> str:
-    place = f"input {fields.get('partition')}:{fields.get('offset')}" + ("  replayed" if fields.get("replayed") else "")
+    place = f"input {fields.get('partition')}:{fields.get('offset')}" + (
+        "  replayed" if fields.get("replayed") else ""
+    )
     predicted = fields["predict_y"]
     if predicted is None:
         return f"no model yet  {place}"
@@ -80,4 +84,8 @@ def _beginning(value: bytes | None, length: int = 80) -> str:
     if value is None:
         return "(no value)"
     text = value[: 4 * length].decode(errors="replace")
-    return text if len(text) <= length and len(value) <= 4 * length else f"{text[:length]}... ({len(value):,} bytes)"
+    return (
+        text
+        if len(text) <= length and len(value) <= 4 * length
+        else f"{text[:length]}... ({len(value):,} bytes)"
+    )

@@ -24,7 +24,9 @@ CANCER = Format(n_features=30, low=0, high=10_000, n_classes=2, whole=False)
 
 def learner() -> Pipeline:
     """Return a linear model on measurements that are brought to one scale, which is learned along."""
-    return make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss", alpha=0.001, average=True, shuffle=False))
+    return make_pipeline(
+        StandardScaler(), SGDClassifier(loss="log_loss", alpha=0.001, average=True, shuffle=False)
+    )
 
 
 def samples() -> Iterator[bytes]:

@@ -22,7 +22,9 @@ class RiverClassifier(River2SKLClassifier):
 
 def logistic() -> Pipeline:
     """Return one logistic regression per digit, on pixels brought to one scale."""
-    return make_pipeline(StandardScaler(), RiverClassifier(OneVsRestClassifier(LogisticRegression())))
+    return make_pipeline(
+        StandardScaler(), RiverClassifier(OneVsRestClassifier(LogisticRegression()))
+    )
 
 
 def softmax() -> Pipeline:

@@ -29,7 +29,11 @@ def initialise(seed: int, force: bool) -> None:
 
 
 @cli.command()
-@click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="the day to learn; default: the one after the newest")
+@click.option(
+    "--day",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="the day to learn; default: the one after the newest",
+)
 @click.option("--lost", is_flag=True, help="that day was never recorded: forecast on without it")
 @click.option("--force", is_flag=True, help="take a file that looks cut short as it is")
 def update(day: date | None, lost: bool, force: bool) -> None:
@@ -42,7 +46,9 @@ def update(day: date | None, lost: bool, force: bool) -> None:
         return daily.update(where, chosen, lost, force)
 
     published = said(learn)
-    rejected = ", ".join(f"{n} {reason}" for reason, n in published.manifest["rejects"].items()) or "none"
+    rejected = (
+        ", ".join(f"{n} {reason}" for reason, n in published.manifest["rejects"].items()) or "none"
+    )
     click.echo(
         f"published {published.folder.name}; yesterday's model kept: {published.manifest['kept']}; "
         f"rejected rows: {rejected}"
@@ -53,7 +59,11 @@ def update(day: date | None, lost: bool, force: bool) -> None:
 def status() -> None:
     """Say what is published."""
     published = said(lambda: current(daily.folders().published))
-    click.echo(f"{published.folder.name}, model {published.manifest['model']}" if published else "nothing published")
+    click.echo(
+        f"{published.folder.name}, model {published.manifest['model']}"
+        if published
+        else "nothing published"
+    )
 
 
 def said(act):

@@ -31,7 +31,9 @@ def _last_weeks(series: Series, day: int, days: int, weeks: int) -> np.ndarray:
         [
             values[:, last - 7 * week]
             if (last >= 7 * week).all()
-            else np.where((last >= 7 * week)[None, :, None], values[:, np.maximum(last - 7 * week, 0)], np.nan)
+            else np.where(
+                (last >= 7 * week)[None, :, None], values[:, np.maximum(last - 7 * week, 0)], np.nan
+            )
             for week in range(weeks)
         ]
     )
@@ -46,11 +48,15 @@ def median(series: Series, day: int, days: int = HORIZON) -> np.ndarray:
     return _filled(_quiet(np.nanmedian, _last_weeks(series, day, days, 4)))
 
 
-def median_of(series: Series, key: np.ndarray, target: np.ndarray, horizon: np.ndarray) -> np.ndarray:
+def median_of(
+    series: Series, key: np.ndarray, target: np.ndarray, horizon: np.ndarray
+) -> np.ndarray:
     """Return the median of the last four same weekdays of single rows, float32 (n, 24); all three int64 (n,)."""
     same = target - 7 * (-(-horizon // 7))
     days = np.stack([same - 7 * week for week in range(4)])
-    values = np.where(series.observed[key, days] & (days >= 0)[:, :, None], series.counts[key, days], np.nan)
+    values = np.where(
+        series.observed[key, days] & (days >= 0)[:, :, None], series.counts[key, days], np.nan
+    )
     return _filled(_quiet(np.nanmedian, values))
 
 
@@ -71,13 +77,17 @@ def _quiet(reduce: Callable, stack: np.ndarray) -> np.ndarray:
         return reduce(stack, axis=0)
 
 
-def same_inputs(features: Features, key: np.ndarray, target: np.ndarray, horizon: np.ndarray) -> np.ndarray:
+def same_inputs(
+    features: Features, key: np.ndarray, target: np.ndarray, horizon: np.ndarray
+) -> np.ndarray:
     """Return one row per cell, float32 (n * 24, columns), of everything that v5 reads."""
     rows = features.rows(key, target, horizon)
     return _cells(np.concatenate([rows.profiles, rows.holiday[:, None]], axis=1), rows)
 
 
-def usual_inputs(features: Features, key: np.ndarray, target: np.ndarray, horizon: np.ndarray) -> np.ndarray:
+def usual_inputs(
+    features: Features, key: np.ndarray, target: np.ndarray, horizon: np.ndarray
+) -> np.ndarray:
     """Return one row per cell, float32 (n * 24, columns), of lags and calendar: what a forecaster starts with.
 
     The lags are the last four same weekdays and the same weekday a year ago, in units of the key's level.
@@ -101,7 +111,9 @@ def _cells(by_hour: np.ndarray, rows: Rows) -> np.ndarray:
     n = len(rows.level)
     per_row = np.concatenate([rows.dense, rows.ids], axis=1).astype(np.float32).repeat(24, axis=0)
     hour = np.tile(np.arange(24, dtype=np.float32), n)[:, None]
-    return np.concatenate([hour, by_hour.transpose(0, 2, 1).reshape(n * 24, -1), per_row], axis=1, dtype=np.float32)
+    return np.concatenate(
+        [hour, by_hour.transpose(0, 2, 1).reshape(n * 24, -1), per_row], axis=1, dtype=np.float32
+    )
 
 
 class LightGBM:
@@ -116,7 +128,9 @@ class LightGBM:
 
         n = min(len(examples.key), self.cells // 24)
         chosen = np.random.default_rng(seed).choice(len(examples.key), n, replace=False)
-        x = self.inputs(features, examples.key[chosen], examples.target[chosen], examples.horizon[chosen])
+        x = self.inputs(
+            features, examples.key[chosen], examples.target[chosen], examples.horizon[chosen]
+        )
         day = examples.day[chosen].ravel()
         seen = ~np.isnan(day)
         data = lightgbm.Dataset(

@@ -12,7 +12,9 @@ from forecast.series import Series
 WEEKS = 4
 LEAST = 3  # earlier days to compare with; a younger region is believed
 TAIL = 5  # counts that the hours after the last one usually hold; fewer can be chance
-SHARE = 0.6  # of the lowest same weekday's sum: below it no holiday or clock change has ever brought it
+SHARE = (
+    0.6  # of the lowest same weekday's sum: below it no holiday or clock change has ever brought it
+)
 
 
 def lack(series: Series) -> str:

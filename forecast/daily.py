@@ -18,7 +18,17 @@ import pandas as pd
 from forecast import baselines, completeness, store, v5
 from forecast.features import Examples, Features
 from forecast.scoring import BUCKETS
-from forecast.series import KEYS, BadInput, Series, build, clean, key_rows, load, read_outages, read_table
+from forecast.series import (
+    KEYS,
+    BadInput,
+    Series,
+    build,
+    clean,
+    key_rows,
+    load,
+    read_outages,
+    read_table,
+)
 from settings import settings
 
 STEPS, BATCH, RATE, REPLAY = 18, 1024, 1e-4, 0.9
@@ -103,7 +113,9 @@ def _initialise(where: Folders, seed: int, force: bool) -> store.Published:
         "vocabulary": dataclasses.asdict(model.vocabulary),
     }
     published = store.publish(where.published, series, model.weights(), forecast, facts, anew=True)
-    print(f"initialised with {len(series.keys)} keys to {published.as_of} in {time.perf_counter() - began:.1f} s")
+    print(
+        f"initialised with {len(series.keys)} keys to {published.as_of} in {time.perf_counter() - began:.1f} s"
+    )
     return published
 
 
@@ -149,7 +161,9 @@ def _update(where: Folders, day: date, lost: bool, force: bool) -> store.Publish
     features = Features(series)
     names = {name: tuple(values) for name, values in parent.manifest["vocabulary"].items()}
     arrays = parent.arrays("model")
-    model = v5.V5.stored(v5.Vocabulary(**names), [arrays[name] for name in sorted(arrays)], day.toordinal())
+    model = v5.V5.stored(
+        v5.Vocabulary(**names), [arrays[name] for name in sorted(arrays)], day.toordinal()
+    )
     kept, error = (True, None) if lost else fine_tune(model, features, seed=day.toordinal())
     facts = {
         "parent": parent.folder.name,
@@ -160,7 +174,9 @@ def _update(where: Folders, day: date, lost: bool, force: bool) -> store.Publish
         "seed": parent.manifest["seed"],
         "vocabulary": parent.manifest["vocabulary"],
     }
-    return store.publish(where.published, series, model.weights(), model.forecast(features, series.days), facts)
+    return store.publish(
+        where.published, series, model.weights(), model.forecast(features, series.days), facts
+    )
 
 
 def with_lost_day(series: Series) -> Series:
@@ -180,15 +196,23 @@ def appended(where: Folders, series: Series, day: date, force: bool = False) -> 
     """
     path = where.day(day)
     if not path.exists():
-        raise BadInput(f"{path} is missing; bring it, or say with --lost that {day} was never recorded.")
+        raise BadInput(
+            f"{path} is missing; bring it, or say with --lost that {day} was never recorded."
+        )
     table, rejects = clean(read_table(path))
     zones = where.zones()
     homeless = ~table["region"].isin(list(zones)).to_numpy()
     if homeless.any():
         rejects["region without a time zone"] = int(homeless.sum())
     table = table[~homeless]
-    fresh = table.loc[key_rows(series.keys, table) < 0, KEYS].drop_duplicates() if len(table) else table[KEYS]
-    keys = pd.concat([series.keys[KEYS], fresh.astype(str)]).sort_values(KEYS).reset_index(drop=True)
+    fresh = (
+        table.loc[key_rows(series.keys, table) < 0, KEYS].drop_duplicates()
+        if len(table)
+        else table[KEYS]
+    )
+    keys = (
+        pd.concat([series.keys[KEYS], fresh.astype(str)]).sort_values(KEYS).reset_index(drop=True)
+    )
     keys["zone"] = keys["region"].map(zones)
     today = build(keys, table, outages_of(where), rejects, day)
     place = key_rows(keys, series.keys)
@@ -241,7 +265,9 @@ def lesson(features: Features, seed: int, replay: float = REPLAY) -> Examples:
     n_new = min(round(rows * (1 - replay)), len(new.key))
     n_old = rows - n_new if replay else 0
     old = held_out(features, features.sample(v5.FIRST, last, round(n_old * 1.5), seed), False)
-    return new.take(rng.permutation(len(new.key))[:n_new]).joined(old.take(rng.permutation(len(old.key))[:n_old]))
+    return new.take(rng.permutation(len(new.key))[:n_new]).joined(
+        old.take(rng.permutation(len(old.key))[:n_old])
+    )
 
 
 def batch_of(features: Features) -> int:
@@ -267,7 +293,9 @@ def errors_by_horizon(model: v5.V5, features: Features) -> dict[str, dict[str, f
     for bucket, (low, high) in BUCKETS.items():
         here = ((horizon > low) & (horizon <= high))[:, None] & ~np.isnan(examples.day)
         result[bucket] = {
-            name: round(100 * float(np.abs(values - actual)[here].sum() / max(actual[here].sum(), 1)), 2)
+            name: round(
+                100 * float(np.abs(values - actual)[here].sum() / max(actual[here].sum(), 1)), 2
+            )
             for name, values in expected.items()
         }
     return result

@@ -90,7 +90,9 @@ class Features:
         self.holiday_ids = calendar_us.holiday_ids(series.start, span)
         self.weekday = calendar_us.weekdays(series.start, span)
         phase = 2 * np.pi * calendar_us.day_of_year(series.start, span)
-        self.waves = np.stack([np.sin(phase), np.cos(phase), np.sin(2 * phase), np.cos(2 * phase)], 1)
+        self.waves = np.stack(
+            [np.sin(phase), np.cos(phase), np.sin(2 * phase), np.cos(2 * phase)], 1
+        )
         self.key = np.arange(len(series.keys))
         self.region, self.regions = series.codes("region")
         self.station, self.stations = series.codes("network", "station")
@@ -110,9 +112,13 @@ class Features:
         """Average the last weeks' same weekdays, each week in its own level: per key, and pooled over regions."""
         scale = np.maximum(np.nan_to_num(self.level_7), 1e-3)[:, :, None]
         shape = clean / scale
-        own_4, own_13 = (ratio(trailing_sum(shape, 7, n), trailing_sum(mask, 7, n)) for n in (4, 13))
+        own_4, own_13 = (
+            ratio(trailing_sum(shape, 7, n), trailing_sum(mask, 7, n)) for n in (4, 13)
+        )
         self.coverage = trailing_sum(mask.mean(axis=2), 7, 4) / 4
-        top, bottom = (pool(values, self.station, self.stations) for values in (clean, mask * scale))
+        top, bottom = (
+            pool(values, self.station, self.stations) for values in (clean, mask * scale)
+        )
         self.station_3, station_4, station_13 = (
             ratio(trailing_sum(top, 7, n), trailing_sum(bottom, 7, n)) for n in (3, 4, 13)
         )
@@ -136,22 +142,30 @@ class Features:
         """Chain the weekly levels of each station and network, so that a new region is no growth of its stations."""
         known = np.nan_to_num(self.level_7)
         settled = (
-            (np.arange(self.days) >= self.birth[:, None] + SETTLED)[:, 1:] & (known[:, 1:] > 0) & (known[:, :-1] > 0)
+            (np.arange(self.days) >= self.birth[:, None] + SETTLED)[:, 1:]
+            & (known[:, 1:] > 0)
+            & (known[:, :-1] > 0)
         )
         self.index = []
         for group, n in ((self.station, self.stations), (self.network, self.networks)):
-            now, before = (pool(values * settled, group, n) for values in (known[:, 1:], known[:, :-1]))
+            now, before = (
+                pool(values * settled, group, n) for values in (known[:, 1:], known[:, :-1])
+            )
             step = np.where(before > 0, np.log(np.maximum(now, 1e-9) / np.maximum(before, 1e-9)), 0)
             log_index = np.concatenate([np.zeros((n, 1)), np.cumsum(step, axis=1)], axis=1)
             self.index.append([trailing_sum(log_index, 7, weeks) / weeks for weeks in (3, 4)])
-        self.settled_from = np.array([self.birth[self.station == s].min() for s in range(self.stations)]) + SETTLED
+        self.settled_from = (
+            np.array([self.birth[self.station == s].min() for s in range(self.stations)]) + SETTLED
+        )
 
     def _holidays(self, seen: np.ndarray) -> None:
         """Compare each past holiday with the usual profile before and after it, per station and hour."""
         days = np.flatnonzero(self.holiday_ids[: self.days])
         effect = {}
         for day in days[days >= 7]:
-            sides = [self.station_3[:, day - 7]] + ([self.station_3[:, day + 21]] if day + 21 < self.days else [])
+            sides = [self.station_3[:, day - 7]] + (
+                [self.station_3[:, day + 21]] if day + 21 < self.days else []
+            )
             usual = np.nan_to_num(np.mean(sides, axis=0))
             scale = np.nan_to_num(self.level_7[:, day - 1])[:, None] * seen[:, day]
             top, bottom = (
@@ -164,7 +178,9 @@ class Features:
         self.effect_of = np.zeros(len(self.holiday_ids), np.int64)
         for day in np.flatnonzero(self.holiday_ids):
             earlier = [
-                effect[p] for p in effect if p < day - 2 * HORIZON and self.holiday_ids[p] == self.holiday_ids[day]
+                effect[p]
+                for p in effect
+                if p < day - 2 * HORIZON and self.holiday_ids[p] == self.holiday_ids[day]
             ]
             if earlier:
                 self.effect_of[day] = len(means)
@@ -195,14 +211,18 @@ class Features:
         old = self.station_3[station, np.minimum(lower + 7, self.days - 1)]
         profiles[:, -1] = np.where(has_year[:, None] & np.isfinite(old), old, profiles[:, -1])
         changes = np.zeros((len(key), 4), np.float32)
-        for column, (group, (three, four)) in enumerate(zip((station, network), self.index, strict=True)):
+        for column, (group, (three, four)) in enumerate(
+            zip((station, network), self.index, strict=True)
+        ):
             before = four[group, np.maximum(last - YEAR, 0)]
             changes[:, column] = three[group, np.minimum(lower + 10, self.days - 1)] - before
             changes[:, 2 + column] = (four[group, last] - before) * (horizon + 13.5) / YEAR
         changes = np.where(has_year[:, None], changes, 0).clip(-1, 1).astype(np.float32)
         now = np.nan_to_num(self.level_28[key, last])
         scale = np.maximum(now, 0.1)
-        weeks = np.stack([np.nan_to_num(self.level_7[key, np.maximum(last - 7 * w, 0)]) for w in range(4)], 1)
+        weeks = np.stack(
+            [np.nan_to_num(self.level_7[key, np.maximum(last - 7 * w, 0)]) for w in range(4)], 1
+        )
         dense = np.concatenate(
             [
                 np.eye(7)[self.weekday[target]],
@@ -217,7 +237,9 @@ class Features:
             ],
             axis=1,
         ).astype(np.float32)
-        ids = np.stack([key, self.region[key], station, network, self.holiday_ids[target]], axis=1).astype(np.int32)
+        ids = np.stack(
+            [key, self.region[key], station, network, self.holiday_ids[target]], axis=1
+        ).astype(np.int32)
         return Rows(
             profiles.astype(np.float32),
             changes,
@@ -239,7 +261,8 @@ class Features:
     def examples(self, first: int, until: int, seed: int = 0, copies: int = 1) -> "Examples":
         """Return training examples: each key and day of first..until, each copy at a random horizon of its own."""
         key, target = (
-            np.tile(values.ravel(), copies) for values in np.meshgrid(self.key, np.arange(first, until), indexing="ij")
+            np.tile(values.ravel(), copies)
+            for values in np.meshgrid(self.key, np.arange(first, until), indexing="ij")
         )
         return self._examples(key, target, np.random.default_rng(seed))
 
@@ -248,18 +271,26 @@ class Features:
         rng = np.random.default_rng(seed)
         return self._examples(rng.choice(self.key, n), rng.integers(first, until, n), rng)
 
-    def _examples(self, key: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> "Examples":
+    def _examples(
+        self, key: np.ndarray, target: np.ndarray, rng: np.random.Generator
+    ) -> "Examples":
         horizon = rng.integers(1, HORIZON + 1, len(key))
         last = target - horizon
         known = last >= np.maximum(self.birth[key] + 7, 28)
         known[known] &= np.nan_to_num(self.level_28[key[known], last[known]]) > 0
         key, target, horizon = key[known], target[known], horizon[known]
         level = self.level_28[key, target - horizon]
-        day = np.where(self.series.observed[key, target], self.series.counts[key, target] / level[:, None], np.nan)
+        day = np.where(
+            self.series.observed[key, target],
+            self.series.counts[key, target] / level[:, None],
+            np.nan,
+        )
         weight = np.sqrt(level)  # between every key alike (MAPE) and every impression alike (WAPE)
         weight = weight / max(float(weight.mean()), 1e-9) if len(weight) else weight
         number = target + self.series.start.toordinal()
-        return Examples(key, target, horizon, number, day.astype(np.float32), weight.astype(np.float32))
+        return Examples(
+            key, target, horizon, number, day.astype(np.float32), weight.astype(np.float32)
+        )
 
 
 @dataclass(frozen=True)
@@ -281,5 +312,8 @@ class Examples:
     def joined(self, other: "Examples") -> "Examples":
         """Return these rows and then the other's."""
         return Examples(
-            *(np.concatenate(pair) for pair in zip(self.__dict__.values(), other.__dict__.values(), strict=True))
+            *(
+                np.concatenate(pair)
+                for pair in zip(self.__dict__.values(), other.__dict__.values(), strict=True)
+            )
         )

@@ -21,7 +21,13 @@ HISTORY = 56  # days shown before the forecast
 
 def blueprint(root: Path) -> Blueprint:
     """Return the page over the published folders under this root; nothing is read before a request."""
-    pages = Blueprint("forecast", __name__, url_prefix="/forecast", template_folder="templates", static_folder="static")
+    pages = Blueprint(
+        "forecast",
+        __name__,
+        url_prefix="/forecast",
+        template_folder="templates",
+        static_folder="static",
+    )
 
     @pages.get("")
     def with_slash() -> BaseResponse:
@@ -39,7 +45,10 @@ def blueprint(root: Path) -> Blueprint:
         except StoreError as error:
             return jsonify(success=False, error=str(error)), 503
         names = zip(*(published.manifest["keys"][name] for name in KEYS), strict=True)
-        facts = {name: published.manifest[name] for name in ("as_of", "model", "kept", "parent", "errors")}
+        facts = {
+            name: published.manifest[name]
+            for name in ("as_of", "model", "kept", "parent", "errors")
+        }
         return jsonify(success=True, keys=[list(name) for name in names], **facts), 200
 
     @pages.get("/data")
@@ -49,7 +58,9 @@ def blueprint(root: Path) -> Blueprint:
             key = [request.args.get(name, "") for name in KEYS]
             return jsonify(success=True, **of_key(published, key)), 200
         except KeyError:
-            return jsonify(success=False, error=f"There is no key {' / '.join(key)} in this forecast."), 404
+            return jsonify(
+                success=False, error=f"There is no key {' / '.join(key)} in this forecast."
+            ), 404
         except StoreError as error:
             return jsonify(success=False, error=str(error)), 503
 
@@ -80,10 +91,14 @@ def of_key(published: Published, key: list[str]) -> dict[str, Any]:
     at = rows.index(tuple(key))
     series = _series(published.folder)
     filters = [(name, "=", value) for name, value in zip(KEYS, key, strict=True)]
-    table = pq.read_table(published.folder / "forecast", filters=filters, columns=["day", "expected"])
+    table = pq.read_table(
+        published.folder / "forecast", filters=filters, columns=["day", "expected"]
+    )
     by_day = table.to_pandas().astype({"day": str}).groupby("day")["expected"].sum()
     counts, seen = series.counts[at, -HISTORY:], series.observed[at, -HISTORY:]
-    history = [float(day.sum()) if known.any() else None for day, known in zip(counts, seen, strict=True)]
+    history = [
+        float(day.sum()) if known.any() else None for day, known in zip(counts, seen, strict=True)
+    ]
     one = Series(series.keys.iloc[[at]], series.start, series.counts[[at]], series.observed[[at]])
     usual = median(one, series.days).sum(axis=2)[0]
     return {

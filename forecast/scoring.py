@@ -27,7 +27,10 @@ class Score:
 
     def table(self) -> dict[str, float]:
         """Return every figure by name, rounded to a thousandth."""
-        return {name: round(value, 3) for name, value in (asdict(self) | {"avg_mape": self.avg_mape}).items()}
+        return {
+            name: round(value, 3)
+            for name, value in (asdict(self) | {"avg_mape": self.avg_mape}).items()
+        }
 
 
 def score(forecast: np.ndarray, actual: np.ndarray, observed: np.ndarray, series: Series) -> Score:
@@ -41,7 +44,11 @@ def score(forecast: np.ndarray, actual: np.ndarray, observed: np.ndarray, series
         group, n = series.codes(*columns)
         sold, expected = pool(a, group, n), pool(f, group, n)
         some = sold > 0
-        mapes.append(100 * float(np.mean(np.abs(expected - sold)[some] / sold[some])) if some.any() else float("nan"))
+        mapes.append(
+            100 * float(np.mean(np.abs(expected - sold)[some] / sold[some]))
+            if some.any()
+            else float("nan")
+        )
     return Score(100 * float(np.abs(f - a).sum() / max(a.sum(), 1e-9)), *mapes)
 
 

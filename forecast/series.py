@@ -69,7 +69,9 @@ def zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError) as error:
-        raise BadInput(f"There is no time zone {name!r}; a name such as America/Chicago is needed.") from error
+        raise BadInput(
+            f"There is no time zone {name!r}; a name such as America/Chicago is needed."
+        ) from error
 
 
 def local_slots(zone_name: str, start: date, days: int) -> tuple[int, np.ndarray, np.ndarray]:
@@ -99,7 +101,9 @@ def to_local(
     slot = day * 24 + hour
     counts = np.zeros((len(hourly), days * 24), np.float32)
     seen = np.zeros((len(hourly), days * 24), np.float32)
-    first_of = np.concatenate([[True], np.diff(slot) > 0])  # every hour but the second of a repeated one
+    first_of = np.concatenate(
+        [[True], np.diff(slot) > 0]
+    )  # every hour but the second of a repeated one
     twice = np.flatnonzero(~first_of)
     for part in (np.flatnonzero(first_of), twice):
         counts[:, slot[part]] += np.where(observed[:, part], hourly[:, part], 0)
@@ -121,7 +125,9 @@ def read_table(path: Path) -> pd.DataFrame:
         raise BadInput(f"{path} can't be read: {error}") from error
     missing = [column for column in COLUMNS if column not in table]
     if missing:
-        raise BadInput(f"{path} has no column {', '.join(missing)}; needed are {', '.join(COLUMNS)}.")
+        raise BadInput(
+            f"{path} has no column {', '.join(missing)}; needed are {', '.join(COLUMNS)}."
+        )
     return table
 
 
@@ -177,7 +183,9 @@ def clean(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     table = table.reset_index(drop=True)  # labels may repeat
     table = keep(table, (table[KEYS].notna() & (table[KEYS] != "")).all(axis=1), "key missing")
     stamps = _utc(table["timestamp"])
-    hours = stamps.dt.as_unit("s").astype("int64") // 3600  # an offset of half an hour counts in the hour it is in
+    hours = (
+        stamps.dt.as_unit("s").astype("int64") // 3600
+    )  # an offset of half an hour counts in the hour it is in
     table = table.assign(hour=hours)
     table = keep(table, stamps.notna(), "timestamp unreadable")
     counts = pd.to_numeric(table["count"], errors="coerce").astype(float)
@@ -236,7 +244,10 @@ def _cell_ids(table: pd.DataFrame) -> np.ndarray:
 
 
 def load(
-    path: Path, zones: dict[str, str] | str, outages: pd.DataFrame | None = None, known: pd.DataFrame | None = None
+    path: Path,
+    zones: dict[str, str] | str,
+    outages: pd.DataFrame | None = None,
+    known: pd.DataFrame | None = None,
 ) -> Series:
     """Return the series in a file, zero-filled from its first to its last complete local day.
 
@@ -263,9 +274,13 @@ def load(
         .reset_index(drop=True)
     )
     regions = keys["region"].unique()
-    homeless = [] if isinstance(zones, str) else [region for region in regions if region not in zones]
+    homeless = (
+        [] if isinstance(zones, str) else [region for region in regions if region not in zones]
+    )
     if homeless:
-        raise BadInput(f"The region {homeless[0]!r} has no time zone; {len(homeless)} such regions are in {path}.")
+        raise BadInput(
+            f"The region {homeless[0]!r} has no time zone; {len(homeless)} such regions are in {path}."
+        )
     zone_of = {region: zones if isinstance(zones, str) else zones[region] for region in regions}
     for name in set(zone_of.values()):
         zone(name)
@@ -310,7 +325,9 @@ def key_rows(keys: pd.DataFrame, table: pd.DataFrame) -> np.ndarray:
         places.append(names.get_indexer(keys[column]))
         values = pd.Categorical(table[column])
         codes.append(names.get_indexer(values.categories.astype(str))[values.codes])
-    lookup = np.full([place.max() + 2 for place in places], -1, np.int64)  # the last place of each is "unknown"
+    lookup = np.full(
+        [place.max() + 2 for place in places], -1, np.int64
+    )  # the last place of each is "unknown"
     lookup[tuple(places)] = np.arange(len(keys))
     return lookup[tuple(codes)]
 
@@ -340,12 +357,16 @@ def build(
         outside -= int(inside.sum())
         hourly[row[inside], hour[inside] - begin] = table["count"].to_numpy()[inside]
         seen = np.ones(hourly.shape, bool)
-        for region, since, until in (outages if outages is not None else none)[OUTAGE].itertuples(index=False):
+        for region, since, until in (outages if outages is not None else none)[OUTAGE].itertuples(
+            index=False
+        ):
             everywhere = pd.isna(region) or region == ""
             hit = np.ones(len(keys), bool) if everywhere else (keys["region"] == region).to_numpy()
             lo, hi = (int(pd.Timestamp(t).timestamp()) for t in (since, until))
             seen[hit, max(lo // 3600 - begin, 0) : max(-(-hi // 3600) - begin, 0)] = False
-        counts[members], observed[members] = to_local(hourly[members], seen[members], str(name), start, days)
+        counts[members], observed[members] = to_local(
+            hourly[members], seen[members], str(name), start, days
+        )
     if outside:
         rejects["outside the days"] = outside
     return Series(keys, start, counts, observed, rejects)
@@ -354,7 +375,8 @@ def build(
 def complete_days(keys: pd.DataFrame, table: pd.DataFrame) -> tuple[date, int]:
     """Return the first local day that the rows cover in every zone, and how many there are."""
     first, last = (
-        pd.Timestamp(int(hour) * 3600, unit="s", tz="UTC") for hour in (table["hour"].min(), table["hour"].max() + 1)
+        pd.Timestamp(int(hour) * 3600, unit="s", tz="UTC")
+        for hour in (table["hour"].min(), table["hour"].max() + 1)
     )
     local = [(first.tz_convert(name), last.tz_convert(name)) for name in keys["zone"].unique()]
     start = max((t if t == t.normalize() else t + pd.Timedelta(days=1)).date() for t, _ in local)

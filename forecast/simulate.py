@@ -20,7 +20,13 @@ from settings import settings
 
 START = date(2023, 1, 1)
 KINDS = ("news", "sports", "kids", "movies", "general", "music", "documentary", "home")
-ZONES = ("America/New_York", "America/Chicago", "America/Denver", "America/Los_Angeles", "America/Phoenix")
+ZONES = (
+    "America/New_York",
+    "America/Chicago",
+    "America/Denver",
+    "America/Los_Angeles",
+    "America/Phoenix",
+)
 NOISE_CV = 0.2
 SEASON_DAYS = 91
 
@@ -52,8 +58,18 @@ def line_up(rng: np.random.Generator, regions: int, stations: int) -> pd.DataFra
         chosen = rng.choice(np.arange(national, pool), carried - national, replace=False)
         for station in [*range(national), *sorted(chosen)]:
             kind = KINDS[station % len(KINDS)]
-            rows.append((f"r{region:03d}", f"{kind}_net", f"{kind}_{station:03d}", ZONES[region % len(ZONES)], station))
-    return pd.DataFrame(rows, columns=[*KEYS, "zone", "code"]).sort_values(KEYS).reset_index(drop=True)
+            rows.append(
+                (
+                    f"r{region:03d}",
+                    f"{kind}_net",
+                    f"{kind}_{station:03d}",
+                    ZONES[region % len(ZONES)],
+                    station,
+                )
+            )
+    return (
+        pd.DataFrame(rows, columns=[*KEYS, "zone", "code"]).sort_values(KEYS).reset_index(drop=True)
+    )
 
 
 def shapes(rng: np.random.Generator, kinds: int) -> np.ndarray:
@@ -67,9 +83,13 @@ def shapes(rng: np.random.Generator, kinds: int) -> np.ndarray:
             w * np.exp(-0.5 * (((hour - p + 12) % 24 - 12) / s) ** 2)
             for p, s, w in zip(peaks, widths, weights, strict=True)
         )
-        weekend = rng.normal(0, 0.25) * np.sin(np.pi * (hour - 6) / 18).clip(0) + rng.normal(0.05, 0.15)
+        weekend = rng.normal(0, 0.25) * np.sin(np.pi * (hour - 6) / 18).clip(0) + rng.normal(
+            0.05, 0.15
+        )
         for weekday in range(7):
-            result[kind, weekday] = np.log(0.06 + base) + (weekend if weekday >= 5 else 0) + rng.normal(0, 0.04)
+            result[kind, weekday] = (
+                np.log(0.06 + base) + (weekend if weekday >= 5 else 0) + rng.normal(0, 0.04)
+            )
     return result
 
 
@@ -82,7 +102,9 @@ def programmes(rng: np.random.Generator, stations: int, days: int) -> np.ndarray
     slots = rng.normal(0, 0.3, (stations, 1, 7, 12)).repeat(seasons, 1)
     for season in range(1, seasons):
         changed = rng.random((stations, 7, 12)) < 0.1
-        slots[:, season:] = np.where(changed[:, None], rng.normal(0, 0.3, (stations, 1, 7, 12)), slots[:, season:])
+        slots[:, season:] = np.where(
+            changed[:, None], rng.normal(0, 0.3, (stations, 1, 7, 12)), slots[:, season:]
+        )
     return slots.repeat(2, axis=3).astype(np.float32)
 
 
@@ -103,7 +125,9 @@ def holiday_effect(rng: np.random.Generator, kinds: int) -> np.ndarray:
     return effect
 
 
-def log_intensity(rng: np.random.Generator, keys: pd.DataFrame, stations: int, start: date, days: int) -> np.ndarray:
+def log_intensity(
+    rng: np.random.Generator, keys: pd.DataFrame, stations: int, start: date, days: int
+) -> np.ndarray:
     """Return the log of every key's intensity, float32 (keys, days, 24)."""
     station = keys["code"].to_numpy()
     kind = station % len(KINDS)
@@ -119,10 +143,15 @@ def log_intensity(rng: np.random.Generator, keys: pd.DataFrame, stations: int, s
     wander = np.zeros_like(steps)
     for week in range(1, steps.shape[1]):
         wander[:, week] = 0.98 * wander[:, week - 1] + steps[:, week]
-    shape, on_air = shapes(rng, len(KINDS)), rng.random((stations, 24)) < np.where(np.arange(24) < 6, 0.25, 0.5)
+    shape, on_air = (
+        shapes(rng, len(KINDS)),
+        rng.random((stations, 24)) < np.where(np.arange(24) < 6, 0.25, 0.5),
+    )
     programme = programmes(rng, stations, days)
     day = np.arange(days)
-    result = (level[:, None] + yearly(rng, stations, start, days)[station] + wander[:, day // 7]).astype(np.float32)
+    result = (
+        level[:, None] + yearly(rng, stations, start, days)[station] + wander[:, day // 7]
+    ).astype(np.float32)
     result = result[:, :, None] + shape[kind][:, weekday].astype(np.float32)
     effect = holiday_effect(rng, len(KINDS))[:, :, calendar_us.DAYPARTS].astype(np.float32)
     result += effect[kind][:, holiday]
@@ -133,13 +162,23 @@ def log_intensity(rng: np.random.Generator, keys: pd.DataFrame, stations: int, s
     return result
 
 
-def draw_outages(rng: np.random.Generator, regions: list[str], start: date, days: int) -> pd.DataFrame:
+def draw_outages(
+    rng: np.random.Generator, regions: list[str], start: date, days: int
+) -> pd.DataFrame:
     """Return about three outages a year and region, of 2 hours to 3 days: ``region``, ``from``, ``to`` in UTC."""
     rows = []
     for region in regions:
         for _ in range(rng.poisson(3 * days / 365)):
-            begin = pd.Timestamp(start, tz="UTC") + pd.Timedelta(hours=int(rng.integers(0, days * 24)))
-            rows.append((region, begin, begin + pd.Timedelta(hours=int(np.exp(rng.uniform(np.log(2), np.log(72)))))))
+            begin = pd.Timestamp(start, tz="UTC") + pd.Timedelta(
+                hours=int(rng.integers(0, days * 24))
+            )
+            rows.append(
+                (
+                    region,
+                    begin,
+                    begin + pd.Timedelta(hours=int(np.exp(rng.uniform(np.log(2), np.log(72))))),
+                )
+            )
     return pd.DataFrame(rows, columns=["region", "from", "to"])
 
 
@@ -158,7 +197,9 @@ def simulate(cells: int = 250_000_000, days: int = 1096, seed: int = 0) -> Opera
         begin, day, hour = local_slots(str(name), START, days)
         lost = np.zeros(len(day), bool)
         for outage in outages[outages["region"] == region].itertuples():
-            lo, hi = (int(pd.Timestamp(t).timestamp()) // 3600 - begin for t in (outage[2], outage[3]))
+            lo, hi = (
+                int(pd.Timestamp(t).timestamp()) // 3600 - begin for t in (outage[2], outage[3])
+            )
             lost[max(lo, 0) : max(hi, 0)] = True
         for k in members:
             mean = intensity[k, day, hour]
@@ -166,9 +207,17 @@ def simulate(cells: int = 250_000_000, days: int = 1096, seed: int = 0) -> Opera
             count = np.zeros(len(day), np.int32)
             count[on] = rng.poisson(mean[on] * rng.gamma(NOISE_CV**-2, NOISE_CV**2, len(on)))
             hourly[k], first[k] = np.where(lost, 0, count), begin
-            counts[k : k + 1], observed[k : k + 1] = to_local(hourly[k][None], ~lost[None], str(name), START, days)
+            counts[k : k + 1], observed[k : k + 1] = to_local(
+                hourly[k][None], ~lost[None], str(name), START, days
+            )
     return Operator(
-        Series(keys[[*KEYS, "zone"]], START, counts, observed), intensity, hourly, first, outages, regions, stations
+        Series(keys[[*KEYS, "zone"]], START, counts, observed),
+        intensity,
+        hourly,
+        first,
+        outages,
+        regions,
+        stations,
     )
 
 
@@ -196,11 +245,19 @@ def write_log(operator: Operator, folder: Path, days: int) -> list[date]:
     local = np.empty(len(table), "datetime64[D]")
     for name in np.unique(zone):
         here = zone == name
-        local[here] = table["timestamp"][here].dt.tz_convert(name).dt.tz_localize(None).to_numpy().astype(local.dtype)
+        local[here] = (
+            table["timestamp"][here]
+            .dt.tz_convert(name)
+            .dt.tz_localize(None)
+            .to_numpy()
+            .astype(local.dtype)
+        )
     table[local < np.datetime64(first)].to_parquet(folder / "history.parquet", index=False)
     later = [first + timedelta(days=i) for i in range(days)]
     for day in later:
-        table[local == np.datetime64(day)].to_parquet(folder / f"day={day.isoformat()}.parquet", index=False)
+        table[local == np.datetime64(day)].to_parquet(
+            folder / f"day={day.isoformat()}.parquet", index=False
+        )
     operator.outages.to_parquet(folder / "outages.parquet", index=False)
     zones = dict(zip(series.keys["region"], series.keys["zone"], strict=True))
     (folder / "operator.json").write_text(json.dumps({"zones": zones}, indent=1))
@@ -209,12 +266,24 @@ def write_log(operator: Operator, folder: Path, days: int) -> list[date]:
 
 @click.command()
 @click.option(
-    "--cells", default=250_000_000, show_default=True, help="cells of the complete region x station x hour grid"
+    "--cells",
+    default=250_000_000,
+    show_default=True,
+    help="cells of the complete region x station x hour grid",
 )
-@click.option("--days", default=1096, show_default=True, help="days of history and of the later days together")
-@click.option("--later", default=90, show_default=True, help="days written one file each, after the history")
+@click.option(
+    "--days", default=1096, show_default=True, help="days of history and of the later days together"
+)
+@click.option(
+    "--later", default=90, show_default=True, help="days written one file each, after the history"
+)
 @click.option("--seed", default=0, show_default=True, help="another seed is another operator")
-@click.option("--folder", type=click.Path(path_type=Path), default=None, help="where to; default: the run folder's")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="where to; default: the run folder's",
+)
 def main(cells: int, days: int, later: int, seed: int, folder: Path | None) -> None:
     """Write the log of a synthetic operator: hourly positive counts in Parquet, zones, outages."""
     operator = simulate(cells, days, seed)

@@ -50,7 +50,9 @@ class Published:
         """Return the arrays of ``model`` or ``series``; raises ``StoreError`` where the file is not as written."""
         path = self.folder / f"{name}.npz"
         if not path.exists() or digest(path) != self.manifest["files"][path.name]["sha256"]:
-            raise StoreError(f"{path} is missing or not what the manifest says; {_again(self.folder)}")
+            raise StoreError(
+                f"{path} is missing or not what the manifest says; {_again(self.folder)}"
+            )
         with np.load(path) as file:
             return {key: file[key] for key in file.files}
 
@@ -85,7 +87,9 @@ def opened(folder: Path) -> Published:
     try:
         return Published(folder, json.loads((folder / "manifest.json").read_bytes()))
     except (OSError, ValueError) as error:
-        raise StoreError(f"{folder} holds no manifest that can be read ({error}); {_again(folder)}") from error
+        raise StoreError(
+            f"{folder} holds no manifest that can be read ({error}); {_again(folder)}"
+        ) from error
 
 
 def _again(folder: Path) -> str:
@@ -120,7 +124,9 @@ def forecast_tables(series: Series, expected: np.ndarray) -> dict[date, pa.Table
         for members, utc, day, local in parts:
             here = day == step
             n = len(members)
-            columns.append((np.repeat(members, here.sum()), np.tile(local[here], n), np.tile(utc[here], n)))
+            columns.append(
+                (np.repeat(members, here.sum()), np.tile(local[here], n), np.tile(utc[here], n))
+            )
         k, h, t = (np.concatenate(values) for values in zip(*columns, strict=True))
         order = np.lexsort((t, k))
         k, h, t = k[order], h[order], t[order]

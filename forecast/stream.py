@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
 
 from forecast.series import KEYS
 from forecast.simulate import Operator
@@ -67,7 +74,9 @@ def _arrived(error: KafkaError | None, _: object) -> None:
 
 def connector_jars() -> str:
     """Return the addresses of the Kafka connector and its zstd, which the project's set-up fetched."""
-    return ";".join(jar.as_uri() for jar in sorted((HERE / ".local" / "java" / "flink").glob("*.jar")))
+    return ";".join(
+        jar.as_uri() for jar in sorted((HERE / ".local" / "java" / "flink").glob("*.jar"))
+    )
 
 
 def environment(folder: Path, parallelism: int = 2) -> Any:
@@ -94,13 +103,26 @@ def environment(folder: Path, parallelism: int = 2) -> Any:
     return table_env
 
 
-def start(table_env: Any, settings: Settings, topics: Topics, group: str, bounded: bool = False) -> Any:
+def start(
+    table_env: Any, settings: Settings, topics: Topics, group: str, bounded: bool = False
+) -> Any:
     """Start the job; returns its table result. Bounded, it ends at the events that are there now."""
     security = {"properties.security.protocol": settings.kafka_security_protocol}
-    base = {"connector": "kafka", "properties.bootstrap.servers": settings.kafka_bootstrap_servers, "format": "csv"}
-    source = base | security | {"topic": topics.events, "properties.group.id": group,
-                                "properties.isolation.level": "read_committed",
-                                "scan.startup.mode": "earliest-offset"}  # fmt: skip
+    base = {
+        "connector": "kafka",
+        "properties.bootstrap.servers": settings.kafka_bootstrap_servers,
+        "format": "csv",
+    }
+    source = (
+        base
+        | security
+        | {
+            "topic": topics.events,
+            "properties.group.id": group,
+            "properties.isolation.level": "read_committed",
+            "scan.startup.mode": "earliest-offset",
+        }
+    )
     if bounded:
         source |= {"scan.bounded.mode": "latest-offset"}
     table_env.execute_sql(
@@ -108,15 +130,26 @@ def start(table_env: Any, settings: Settings, topics: Topics, group: str, bounde
         f"WATERMARK FOR ts AS ts - INTERVAL '10' MINUTE) WITH ({_options(source)})"
     )
     for name, topic in (("cells", topics.cells), ("late", topics.late)):
-        sink = base | security | {
-            "topic": topic, "sink.delivery-guarantee": "exactly-once", "sink.transactional-id-prefix": topic,
-            "sink.transaction-naming-strategy": "pooling", "properties.transaction.timeout.ms": "600000",
-        }  # fmt: skip
+        sink = (
+            base
+            | security
+            | {
+                "topic": topic,
+                "sink.delivery-guarantee": "exactly-once",
+                "sink.transactional-id-prefix": topic,
+                "sink.transaction-naming-strategy": "pooling",
+                "properties.transaction.timeout.ms": "600000",
+            }
+        )
         table_env.execute_sql(f"CREATE TABLE {name} ({EVENT}) WITH ({_options(sink)})")
     # One judgement for both branches, made where the event is read and a second before the window's own, which runs on
     # the slowest reader's watermark: no event is in both results, and none is in neither.
-    closed = "TIMESTAMPADD(HOUR, 1, FLOOR(ts TO HOUR)) <= TIMESTAMPADD(SECOND, 1, CURRENT_WATERMARK(ts))"
-    table_env.execute_sql(f"CREATE TEMPORARY VIEW timely AS SELECT * FROM events WHERE ({closed}) IS NOT TRUE")  # noqa: S608
+    closed = (
+        "TIMESTAMPADD(HOUR, 1, FLOOR(ts TO HOUR)) <= TIMESTAMPADD(SECOND, 1, CURRENT_WATERMARK(ts))"
+    )
+    table_env.execute_sql(
+        f"CREATE TEMPORARY VIEW timely AS SELECT * FROM events WHERE ({closed}) IS NOT TRUE"  # noqa: S608
+    )
     statements = table_env.create_statement_set()
     statements.add_insert_sql(
         f"INSERT INTO late SELECT region, network, station, ms, n FROM events WHERE ({closed}) IS TRUE"  # noqa: S608
@@ -130,7 +163,9 @@ def start(table_env: Any, settings: Settings, topics: Topics, group: str, bounde
 
 
 def _options(options: dict[str, str]) -> str:
-    return ", ".join("'{}' = '{}'".format(name, value.replace("'", "''")) for name, value in options.items())
+    return ", ".join(
+        "'{}' = '{}'".format(name, value.replace("'", "''")) for name, value in options.items()
+    )
 
 
 def read(settings: Settings, topic: str) -> pd.DataFrame:
@@ -141,7 +176,9 @@ def read(settings: Settings, topic: str) -> pd.DataFrame:
         | {"isolation.level": "read_committed"}
     )
     partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
-    consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
+    consumer.assign(
+        [TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions]
+    )
     rows: list[list[str]] = []
     ended: set[int | None] = set()
     while len(ended) < len(partitions):
@@ -161,7 +198,9 @@ def read(settings: Settings, topic: str) -> pd.DataFrame:
 
 def batch(lines: Iterable[bytes]) -> pd.Series:
     """Return the same sums in one pass over the events: n by ``KEYS`` and the hour's first millisecond."""
-    return sums(pd.DataFrame([line.decode().split(",") for line in lines], columns=[*KEYS, "ms", "n"]))
+    return sums(
+        pd.DataFrame([line.decode().split(",") for line in lines], columns=[*KEYS, "ms", "n"])
+    )
 
 
 def sums(table: pd.DataFrame) -> pd.Series:

@@ -41,7 +41,9 @@ class Trainer:
         self._forward = jax.jit(lambda weights, inputs: self._apply(weights, inputs))
 
     def _apply(self, weights, inputs):
-        return self.model.stateless_call(weights, [v.value for v in self.model.non_trainable_variables], inputs)[0]
+        return self.model.stateless_call(
+            weights, [v.value for v in self.model.non_trainable_variables], inputs
+        )[0]
 
     def _scan(self, state, inputs, target, weight, batches, rates):
         """Run one step per row of batches, int (steps, batch), each at its learning rate."""
@@ -90,8 +92,14 @@ class Trainer:
         goal, importance = jnp.asarray(target), jnp.asarray(weight)
         for epoch in range(epochs):
             order = rng.permutation(len(target))[: steps * batch].reshape(steps, batch)
-            rates = rate * 0.5 * (1 + np.cos(np.pi * (epoch * steps + np.arange(steps)) / (epochs * steps)))
-            state, losses = self._epoch(state, data, goal, importance, order, jnp.asarray(rates, jnp.float32))
+            rates = (
+                rate
+                * 0.5
+                * (1 + np.cos(np.pi * (epoch * steps + np.arange(steps)) / (epochs * steps)))
+            )
+            state, losses = self._epoch(
+                state, data, goal, importance, order, jnp.asarray(rates, jnp.float32)
+            )
             for variable, value in zip(self.model.trainable_variables, state[3], strict=True):
                 variable.assign(value)
             try:
@@ -107,5 +115,9 @@ class Trainer:
         parts = []
         for at in range(0, n, batch):
             rows = np.minimum(np.arange(at, at + batch), n - 1)
-            parts.append(np.asarray(self._forward(weights, {name: values[rows] for name, values in inputs.items()})))
+            parts.append(
+                np.asarray(
+                    self._forward(weights, {name: values[rows] for name, values in inputs.items()})
+                )
+            )
         return np.concatenate(parts)[:n]

@@ -28,12 +28,18 @@ class Product(keras.layers.Layer):
 
     def build(self, *_: object) -> None:
         """Make the wide part's weights: how far last year, growth and holidays are believed."""
-        self.changes = self.add_weight(shape=(4,), initializer=keras.initializers.Constant(0.4), name="changes")
-        self.holiday = self.add_weight(shape=(24,), initializer=keras.initializers.Constant(0.8), name="holiday")
+        self.changes = self.add_weight(
+            shape=(4,), initializer=keras.initializers.Constant(0.4), name="changes"
+        )
+        self.holiday = self.add_weight(
+            shape=(24,), initializer=keras.initializers.Constant(0.8), name="holiday"
+        )
 
     def call(self, profiles, changes, holiday, logits, correction, offset):
         """Return the day in levels, (n, 24)."""
-        mixture = ops.sum(profiles * ops.softmax(ops.reshape(logits, (-1, len(PROFILES), 24)), axis=1), axis=1)
+        mixture = ops.sum(
+            profiles * ops.softmax(ops.reshape(logits, (-1, len(PROFILES), 24)), axis=1), axis=1
+        )
         wide = ops.sum(changes * self.changes, axis=1, keepdims=True) + holiday * self.holiday
         return ops.relu(mixture * ops.exp(wide + correction) + offset * 0.1)
 
@@ -52,7 +58,12 @@ class Vocabulary:
         """Return key, region, station and network of each key of a series."""
         region, network, station = (features.series.keys[name].tolist() for name in KEYS)
         station = [f"{n}/{s}" for n, s in zip(network, station, strict=True)]
-        return [[f"{r}/{s}" for r, s in zip(region, station, strict=True)], region, station, network]
+        return [
+            [f"{r}/{s}" for r, s in zip(region, station, strict=True)],
+            region,
+            station,
+            network,
+        ]
 
     @classmethod
     def of(cls, features: Features) -> "Vocabulary":
@@ -89,7 +100,9 @@ def network(vocabulary: Vocabulary, units: int = UNITS) -> keras.Model:
         layers.Dense(n, kernel_initializer="zeros", name=name)(x)
         for name, n in (("mixture", 24 * len(PROFILES)), ("correction", 24), ("offset", 24))
     )
-    day = Product()(inputs["profiles"], inputs["changes"], inputs["holiday"], logits, correction, offset)
+    day = Product()(
+        inputs["profiles"], inputs["changes"], inputs["holiday"], logits, correction, offset
+    )
     return keras.Model(inputs, day)
 
 
@@ -113,14 +126,23 @@ class V5:
         model.set_weights(weights)
         return model
 
-    def inputs(self, features: Features, key: np.ndarray, target: np.ndarray, horizon: np.ndarray) -> Arrays:
+    def inputs(
+        self, features: Features, key: np.ndarray, target: np.ndarray, horizon: np.ndarray
+    ) -> Arrays:
         """Return what the network reads of these rows."""
         arrays = features.rows(key, target, horizon).inputs()
-        arrays["ids"] = np.concatenate([self.vocabulary.ids(features)[key], arrays["ids"][:, 4:]], axis=1)
+        arrays["ids"] = np.concatenate(
+            [self.vocabulary.ids(features)[key], arrays["ids"][:, 4:]], axis=1
+        )
         return arrays
 
     def learn(
-        self, features: Features, examples: Examples, epochs: int = EPOCHS, batch: int = BATCH, rate: float = RATE
+        self,
+        features: Features,
+        examples: Examples,
+        epochs: int = EPOCHS,
+        batch: int = BATCH,
+        rate: float = RATE,
     ) -> "V5":
         """Train on the examples, in place."""
         self.trainer.train(
@@ -137,13 +159,17 @@ class V5:
     def forecast(self, features: Features, day: int, days: int = HORIZON) -> np.ndarray:
         """Return counts, float32 (keys, days, 24)."""
         key, target, horizon = features.ahead(day, days)
-        shape = self.trainer.predict(self.inputs(features, key, target, horizon)).reshape(-1, days, 24)
+        shape = self.trainer.predict(self.inputs(features, key, target, horizon)).reshape(
+            -1, days, 24
+        )
         return shape * np.nan_to_num(features.level_28[:, day - 1])[:, None, None]
 
     def error(self, inputs: Arrays, examples: Examples) -> float:
         """Return the loss on examples, of which these are the inputs: the weighted mean absolute error in levels."""
         day, seen = self.trainer.predict(inputs), ~np.isnan(examples.day)
-        error = np.abs(np.where(seen, examples.day, 0) - day, where=seen, out=np.zeros_like(day)).mean(axis=1)
+        error = np.abs(
+            np.where(seen, examples.day, 0) - day, where=seen, out=np.zeros_like(day)
+        ).mean(axis=1)
         return float((error * examples.weight).mean())
 
     def weights(self) -> list[np.ndarray]:

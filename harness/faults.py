@@ -38,7 +38,9 @@ LONG = 240  # seconds that a busy machine may take for a recovery of seconds
 class Trial:
     """The job, a producer and the page on a stack with names of its own; the job reaches Redis through a proxy."""
 
-    def __init__(self, parts: Stack, rng: random.Random, rate: float = 200, learner: str = "sgd") -> None:
+    def __init__(
+        self, parts: Stack, rng: random.Random, rate: float = 200, learner: str = "sgd"
+    ) -> None:
         self.parts = parts.start("kafka", "redis", *FLINK)
         self.rng, self.rate = rng, rate
         self.stack = parts.named(learner=learner)
@@ -86,7 +88,13 @@ class Trial:
 
     def produce(self) -> None:
         """Start the producer; each one numbers from a million of its own."""
-        argv = [sys.executable, "-m", "harness.numbered_producer", str(self.sent_from), str(self.rate)]
+        argv = [
+            sys.executable,
+            "-m",
+            "harness.numbered_producer",
+            str(self.sent_from),
+            str(self.rate),
+        ]
         self.sent_from += 1_000_000
         self.producer = subprocess.Popen(argv, cwd=HERE, env=self.stack.env)
 
@@ -101,7 +109,9 @@ class Trial:
         again = self.unfinished()
         job = self.stack.submit_job(restore=restore, REDIS_PORT=str(self.proxy.port))
         self.jobs.append(job)
-        if restore is None:  # the submission may have moved the group back, over transactions that were left open
+        if (
+            restore is None
+        ):  # the submission may have moved the group back, over transactions that were left open
             self.proof.again |= again | self.unfinished()
         return job
 
@@ -111,8 +121,13 @@ class Trial:
         if stored is None:
             return set()
         committed = self.log.committed()
-        places = {p: range(committed.get(p, 0), end) for p, end in (stored.meta.progress or stored.meta.starts).items()}
-        return {(stored.meta.topic_id, p, offset) for p, offsets in places.items() for offset in offsets}
+        places = {
+            p: range(committed.get(p, 0), end)
+            for p, end in (stored.meta.progress or stored.meta.starts).items()
+        }
+        return {
+            (stored.meta.topic_id, p, offset) for p, offsets in places.items() for offset in offsets
+        }
 
     def cancel(self, *jobs: str) -> None:
         """Cancel what runs, or is about to run again, of these or all of this trial's jobs."""
@@ -163,7 +178,9 @@ class Trial:
         try:
             until(learned, seconds, "the job learns again")
         except AssertionError as error:
-            raise AssertionError(f"{error}; behind by {behind}; {self._told(self.jobs[-1])}") from None
+            raise AssertionError(
+                f"{error}; behind by {behind}; {self._told(self.jobs[-1])}"
+            ) from None
         return time.monotonic() - begin
 
     def stopped_with(self, sentence: str, job: str | None = None) -> None:
@@ -181,11 +198,15 @@ class Trial:
             raise AssertionError(f"{error}; {self._told(job)}") from None
 
     def _told(self, job: str) -> str:
-        return f"the job is {self.stack.job_state(job)} and said: {self.stack.exceptions(job)[:3000]}"
+        return (
+            f"the job is {self.stack.job_state(job)} and said: {self.stack.exceptions(job)[:3000]}"
+        )
 
     def admin(self, *command: str) -> str:
         """Run one of the project's commands to its end and return what it printed."""
-        done = subprocess.run([sys.executable, *command], cwd=HERE, env=self.stack.env, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, *command], cwd=HERE, env=self.stack.env, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -197,12 +218,16 @@ class Trial:
         """Ask the page for its model and for an answer, without end; note each step back and each 500."""
         newest = ("", 0)
         while self._watching.is_set():
-            with contextlib.suppress(requests.RequestException, KeyError):  # killed, or no model yet
+            with contextlib.suppress(
+                requests.RequestException, KeyError
+            ):  # killed, or no model yet
                 status, model = page.get("/model")
                 if status >= 500 and status != 503:
                     self.page_problems.append(f"GET /model: {status}")
                 if (model["model_id"], model["version"]) < newest:
-                    self.page_problems.append(f"{model['model_id']}:{model['version']} after {newest}")
+                    self.page_problems.append(
+                        f"{model['model_id']}:{model['version']} after {newest}"
+                    )
                 newest = max(newest, (model["model_id"], model["version"]))
                 status, answer = page.post("/predict", imgStr=drawing(3))
                 if status != 201:
@@ -223,7 +248,9 @@ class Trial:
         self.keep()
         stored = self.store.read(with_state=True)
         assert stored
-        assert stored.meta.commit_id == list(self.proof.commits)[-1], "the last commit is the stored model"
+        assert stored.meta.commit_id == list(self.proof.commits)[-1], (
+            "the last commit is the stored model"
+        )
         assert not self.page_problems, self.page_problems[:5]
         until(self._outputs_hold, 60, "each message has one output")
         return len(self.proof.messages), *self.proof.lost_and_twice()
@@ -359,7 +386,9 @@ def roll_redis_back_while_the_job_is_down(t: Trial) -> None:
     t.recovered()
     wanted = {p: end for p, (_, end) in t.log.bounds().items()}
     until(
-        lambda: all(t.log.committed().get(p, 0) >= end for p, end in wanted.items()), 60, "a checkpoint past the copy"
+        lambda: all(t.log.committed().get(p, 0) >= end for p, end in wanted.items()),
+        60,
+        "a checkpoint past the copy",
     )
     t.cancel()
     put_redis_back(t, copy)
@@ -457,7 +486,9 @@ def accept(t: Trial) -> None:
     same = before.meta.topic_id == after.meta.topic_id
     for place in t.proof.messages:
         topic_id, partition, offset = place
-        unread = topic_id == before.meta.topic_id and offset >= before.meta.progress.get(partition, 0)
+        unread = topic_id == before.meta.topic_id and offset >= before.meta.progress.get(
+            partition, 0
+        )
         if unread and (not same or offset < after.meta.progress[partition]):
             t.proof.given_up.add(place)
 
@@ -469,7 +500,9 @@ def empty_redis(t: Trial) -> None:
 
 def delete_one_key(t: Trial) -> None:
     key = t.rng.choice([key for key in t.store.keys[:3] if t.store.redis.exists(key)])
-    sentence = {0: "is gone while", 1: "unsigned model", 2: "is not the state"}[t.store.keys.index(key)]
+    sentence = {0: "is gone while", 1: "unsigned model", 2: "is not the state"}[
+        t.store.keys.index(key)
+    ]
     lose_keys(t, [key], sentence, lambda: t.store.redis.delete(key))
 
 
@@ -496,13 +529,31 @@ def lose_keys(t: Trial, keys: list[str], sentence: str, lose: Callable[[], objec
 FAULTS: dict[str, Callable[[Trial], None]] = {
     fault.__name__: fault
     for fault in (
-        kill_worker, kill_taskmanager, kill_jobmanager, kill_kafka, kill_redis, kill_producer, kill_page, pause_a_part,
-        stop_redis_for_20_s, submit_a_second_job, wake_a_stale_task, clear_the_model, roll_redis_back_under_the_job,
-        roll_redis_back_while_the_job_is_down, lose_the_answer_to_a_commit, cancel_and_submit_again, cancel_and_resume,
-        stop_with_a_savepoint, empty_redis, delete_one_key, add_a_partition, delete_samples_under_a_stalled_reader,
+        kill_worker,
+        kill_taskmanager,
+        kill_jobmanager,
+        kill_kafka,
+        kill_redis,
+        kill_producer,
+        kill_page,
+        pause_a_part,
+        stop_redis_for_20_s,
+        submit_a_second_job,
+        wake_a_stale_task,
+        clear_the_model,
+        roll_redis_back_under_the_job,
+        roll_redis_back_while_the_job_is_down,
+        lose_the_answer_to_a_commit,
+        cancel_and_submit_again,
+        cancel_and_resume,
+        stop_with_a_savepoint,
+        empty_redis,
+        delete_one_key,
+        add_a_partition,
+        delete_samples_under_a_stalled_reader,
         make_the_topic_anew,
     )
-}  # fmt: skip
+}
 
 
 def strike(t: Trial, name: str) -> float:

@@ -21,7 +21,9 @@ def main(first: int, rate: float) -> None:
     X, labels = load_digits(return_X_y=True)
     options = {"enable.idempotence": True, "linger.ms": 5, "message.timeout.ms": 600_000}
     producer = Producer(config.confluent_client() | options)
-    partitions = len(producer.list_topics(config.input_topic, 60).topics[config.input_topic].partitions)
+    partitions = len(
+        producer.list_topics(config.input_topic, 60).topics[config.input_topic].partitions
+    )
     begin, number = time.monotonic(), first
     while True:
         while number < first + (time.monotonic() - begin) * rate:

@@ -23,10 +23,27 @@ STROKES: dict[int, list[list[tuple[int, int]]]] = {
     2: [[(28, 30), (36, 16), (54, 12), (68, 22), (66, 40), (48, 62), (28, 86), (74, 86)]],
     3: [[(30, 18), (50, 12), (66, 24), (60, 42), (44, 48), (64, 56), (70, 74), (52, 88), (28, 82)]],
     4: [[(40, 10), (26, 54), (74, 54)], [(60, 34), (56, 90)]],
-    5: [[(36, 14), (32, 46), (52, 42), (68, 56), (62, 80), (44, 88), (28, 82)], [(36, 14), (70, 14)]],
+    5: [
+        [(36, 14), (32, 46), (52, 42), (68, 56), (62, 80), (44, 88), (28, 82)],
+        [(36, 14), (70, 14)],
+    ],
     6: [[(60, 10), (40, 36), (32, 66), (42, 86), (60, 84), (66, 68), (54, 56), (38, 64)]],
     7: [[(26, 14), (74, 14), (56, 48), (44, 90)], [(38, 50), (66, 50)]],
-    8: [[(64, 22), (48, 12), (36, 24), (44, 42), (60, 58), (64, 78), (48, 90), (36, 76), (46, 56), (60, 40), (64, 22)]],
+    8: [
+        [
+            (64, 22),
+            (48, 12),
+            (36, 24),
+            (44, 42),
+            (60, 58),
+            (64, 78),
+            (48, 90),
+            (36, 76),
+            (46, 56),
+            (60, 40),
+            (64, 22),
+        ]
+    ],
     9: [[(66, 24), (50, 12), (36, 26), (42, 46), (60, 44), (66, 24), (64, 56), (58, 90)]],
 }
 
@@ -37,7 +54,9 @@ def drawing(digit: int) -> str:
         f'<polyline points="{" ".join(f"{x},{y}" for x, y in stroke)}" fill="none" stroke="#000" stroke-width="7"/>'
         for stroke in STROKES[digit]
     )
-    return base64.b64encode(f'<svg xmlns="http://www.w3.org/2000/svg">{lines}</svg>'.encode()).decode()
+    return base64.b64encode(
+        f'<svg xmlns="http://www.w3.org/2000/svg">{lines}</svg>'.encode()
+    ).decode()
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +69,12 @@ def _learned() -> bytes:
 
 def a_model(version: int = 1, model_id: str = "") -> Stored:
     """Return a model of the data set's digits as a store would hold it."""
-    meta = Meta(model_id=model_id or new_model_id(), version=version, samples=1797 * version, progress={0: 1797})
+    meta = Meta(
+        model_id=model_id or new_model_id(),
+        version=version,
+        samples=1797 * version,
+        progress={0: 1797},
+    )
     return Stored(_learned(), meta)
 
 
@@ -91,11 +115,17 @@ class Page:
         return self._answered(requests.get(self.url + path, timeout=20))
 
     def post(self, path: str, headers: dict | None = None, **fields: str | int) -> tuple[int, dict]:
-        return self._answered(requests.post(self.url + path, data=fields, headers=headers, timeout=20))
+        return self._answered(
+            requests.post(self.url + path, data=fields, headers=headers, timeout=20)
+        )
 
     def ready(self, version: int = 1) -> None:
         """Return when the page has this version of the model, or a newer one."""
-        until(lambda: self.get("/model")[1].get("version", 0) >= version, 30, f"the page has version {version}")
+        until(
+            lambda: self.get("/model")[1].get("version", 0) >= version,
+            30,
+            f"the page has version {version}",
+        )
 
     @staticmethod
     def _answered(answer: requests.Response) -> tuple[int, dict]:

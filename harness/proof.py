@@ -20,7 +20,9 @@ Place = tuple[str, int, int]  # topic id, partition, offset
 
 def read_committed(settings: Settings, topic: str) -> dict[tuple[int, int], bytes | None]:
     """Return every committed record that the topic holds, {(partition, offset): value}."""
-    consumer = KafkaConsumer(**settings.kafka_client(), isolation_level="read_committed", enable_auto_commit=False)
+    consumer = KafkaConsumer(
+        **settings.kafka_client(), isolation_level="read_committed", enable_auto_commit=False
+    )
     places = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]
     consumer.assign(places)
     consumer.seek_to_beginning()
@@ -49,7 +51,9 @@ class Proof:
     redis_folder: Path
     messages: dict[Place, bytes | None] = field(default_factory=dict)
     commits: dict[str, Version] = field(default_factory=dict)  # by commit_id, in their order
-    parents: dict[str, str] = field(default_factory=dict)  # commit_id -> commit_id, "" where a model begins
+    parents: dict[str, str] = field(
+        default_factory=dict
+    )  # commit_id -> commit_id, "" where a model begins
     learned: dict[str, list[Place]] = field(default_factory=dict)  # by commit_id
     predictions: dict[Place, set[tuple[int | None, int | None]]] = field(default_factory=dict)
     versions: dict[Place, set[int | None]] = field(default_factory=dict)
@@ -64,7 +68,9 @@ class Proof:
 
     def keep(self, topic_id: str) -> None:
         """Remember the input topic and check the commits as they are, before something deletes from either."""
-        commands = [path.read_bytes() for path in files(self.redis_folder)]  # before the topic, which holds all of it
+        commands = [
+            path.read_bytes() for path in files(self.redis_folder)
+        ]  # before the topic, which holds all of it
         found = read_committed(self.settings, self.settings.input_topic)
         before = Version(None, b"", b"")
         self.messages |= {(topic_id, *place): value for place, value in found.items()}
@@ -90,26 +96,43 @@ class Proof:
             assert meta.model_id > newest, f"{name} is not newer than {newest}"
         if anew:
             old = Meta(progress=dict(meta.starts))
-        elif meta.samples == old.samples and meta.rejected == old.rejected and after.model == before.model:
+        elif (
+            meta.samples == old.samples
+            and meta.rejected == old.rejected
+            and after.model == before.model
+        ):
             return  # a person accepted another place in the stream
         places = []
         for partition, end in meta.progress.items():
             begin = old.progress.get(partition, 0)
             assert end >= begin, f"{name} went back in partition {partition}"
             places += [(meta.topic_id, partition, offset) for offset in range(begin, end)]
-        parsed = load_format(self.settings.message_format).parse([self.messages[place] for place in places])
+        parsed = load_format(self.settings.message_format).parse(
+            [self.messages[place] for place in places]
+        )
         counts = meta.samples - old.samples, meta.rejected - old.rejected
-        assert counts == (len(parsed.y), len(parsed.reasons)), f"{name} counts {counts}, the topic has {len(places)}"
+        assert counts == (len(parsed.y), len(parsed.reasons)), (
+            f"{name} counts {counts}, the topic has {len(places)}"
+        )
         self.learned[meta.commit_id] = places
         for place in places:
             self.versions.setdefault(place, set()).add(old.version if old.samples else None)
-        if len({partition for _, partition, _ in places}) == 1:  # else the order inside the batch is not known
+        if (
+            len({partition for _, partition, _ in places}) == 1
+        ):  # else the order inside the batch is not known
             self._compare_model(name, None if anew else before, after, meta, parsed, places)
         else:
             self.unordered |= set(places)
 
-    def _compare_model(self, name: str, before: Version | None, after: Version, meta: Meta, parsed: Parsed,
-                       places: list[Place]) -> None:  # fmt: skip
+    def _compare_model(
+        self,
+        name: str,
+        before: Version | None,
+        after: Version,
+        meta: Meta,
+        parsed: Parsed,
+        places: list[Place],
+    ) -> None:
         form = load_format(self.settings.message_format)
         names = self.settings.learner, form.classes, form.n_features
         old = before.meta if before else None
@@ -128,8 +151,12 @@ class Proof:
             self.predictions.setdefault(place, set()).add((version, answer))
         if len(parsed.y):
             learner.learn(parsed.X, parsed.y)
-        assert learner.model_bytes() == after.model, f"{name}: its model is not the one trained on the same batches"
-        assert learner.state_bytes() == after.state, f"{name}: its state is not the one trained on the same batches"
+        assert learner.model_bytes() == after.model, (
+            f"{name}: its model is not the one trained on the same batches"
+        )
+        assert learner.state_bytes() == after.state, (
+            f"{name}: its state is not the one trained on the same batches"
+        )
         self.compared += 1
         self.at_hand = meta.commit_id, learner
 
@@ -142,10 +169,14 @@ class Proof:
 
     def lost_and_twice(self) -> tuple[int, int]:
         """Return how many messages no model learned or rejected that stands, and how many one model learned twice."""
-        newest = {self.lineage(commit)[-1]: commit for commit in self.parents}  # per model, the commit that stood last
+        newest = {
+            self.lineage(commit)[-1]: commit for commit in self.parents
+        }  # per model, the commit that stood last
         twice, once = 0, set(self.given_up)
         for commit in newest.values():
-            counts = Counter(place for link in self.lineage(commit) for place in self.learned.get(link, ()))
+            counts = Counter(
+                place for link in self.lineage(commit) for place in self.learned.get(link, ())
+            )
             twice += sum(n - 1 for n in counts.values())
             once |= set(counts)
         return len(set(self.messages) - once), twice
@@ -154,12 +185,16 @@ class Proof:
 
     def check_once(self) -> list[dict[str, Any]]:
         """Each message has one output; return the predictions."""
-        predicted = [orjson.loads(value or b"") for value in self._read(self.settings.predict_topic)]
+        predicted = [
+            orjson.loads(value or b"") for value in self._read(self.settings.predict_topic)
+        ]
         rejected = [orjson.loads(value or b"") for value in self._read(self.settings.reject_topic)]
         seen = Counter(message["ts"].encode() for message in predicted)
         seen += Counter(base64.b64decode(message["payload"]) for message in rejected)
         names = {place: name(payload) for place, payload in self.messages.items()}
-        missing = {p for p, text in names.items() if not seen[text]} - self.given_up - self.unpredicted
+        missing = (
+            {p for p, text in names.items() if not seen[text]} - self.given_up - self.unpredicted
+        )
         assert not missing, f"{len(missing)} messages have no output: {sorted(missing)[:5]}"
         double = {p for p, text in names.items() if seen[text] > 1} - self.again
         assert not double, f"{len(double)} messages have two outputs: {sorted(double)[:5]}"
@@ -175,7 +210,9 @@ class Proof:
             version, answer = message["model_version"], message["predict_y"]
             assert version in self.versions[place], f"{message} is not of {self.versions[place]}"
             if place not in self.unordered:
-                assert (version, answer) in self.predictions[place], f"{message} is not of {self.predictions[place]}"
+                assert (version, answer) in self.predictions[place], (
+                    f"{message} is not of {self.predictions[place]}"
+                )
 
     def _read(self, topic: str) -> list[bytes | None]:
         return list(read_committed(self.settings, topic).values())
@@ -183,4 +220,6 @@ class Proof:
 
 def name(payload: bytes | None) -> bytes:
     """Return the number of a numbered message: a sample's ``ts``, a bad message's whole text."""
-    return orjson.loads(payload)["ts"].encode() if payload and payload[:1] == b"{" else payload or b""
+    return (
+        orjson.loads(payload)["ts"].encode() if payload and payload[:1] == b"{" else payload or b""
+    )

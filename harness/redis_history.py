@@ -48,7 +48,9 @@ def versions(texts: list[bytes], key: str) -> Iterator[Version]:
                 else:
                     state = bytearray(command[2])
             elif word in (b"HSET", b"HMSET"):
-                fields = fields | {k.decode(): v for k, v in zip(command[2::2], command[3::2], strict=True)}
+                fields = fields | {
+                    k.decode(): v for k, v in zip(command[2::2], command[3::2], strict=True)
+                }
             elif word == b"HDEL":
                 fields = {k: v for k, v in fields.items() if k.encode() not in command[2:]}
             elif word == b"SETRANGE":

@@ -33,11 +33,15 @@ class RedisProxy:
             client.close()
             return
         losing = threading.Event()
-        answers = threading.Thread(target=self._pass, args=(redis, client, losing, False), daemon=True)
+        answers = threading.Thread(
+            target=self._pass, args=(redis, client, losing, False), daemon=True
+        )
         answers.start()
         self._pass(client, redis, losing, True)
 
-    def _pass(self, source: socket.socket, target: socket.socket, losing: threading.Event, commands: bool) -> None:
+    def _pass(
+        self, source: socket.socket, target: socket.socket, losing: threading.Event, commands: bool
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
                 # A commit is the only command with the model's fields in it.

@@ -50,7 +50,9 @@ def until(check: Callable[[], T], seconds: float = 60, what: str = "") -> T:
         except Exception as error:  # noqa: BLE001 - whatever a part that is not up yet answers
             problem = error
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:.0f} s: {what or check.__name__}; last: {problem!r}")
+            raise AssertionError(
+                f"not within {seconds:.0f} s: {what or check.__name__}; last: {problem!r}"
+            )
         time.sleep(0.1)
 
 
@@ -126,7 +128,13 @@ class Stack:
             self.given
             | {
                 name: f"{Settings.model_fields[name].default}-{mark}"
-                for name in ("input_topic", "predict_topic", "reject_topic", "kafka_group", "model_key")
+                for name in (
+                    "input_topic",
+                    "predict_topic",
+                    "reject_topic",
+                    "kafka_group",
+                    "model_key",
+                )
             }
             | overrides
         )
@@ -144,7 +152,11 @@ class Stack:
         fetch.fetch_jars()
         make_signing_key(self.settings)
         flink_cluster.write_flink_launcher()
-        missing = [name for name in STARTS if name in names and not (name in self.parts and self.parts[name].alive)]
+        missing = [
+            name
+            for name in STARTS
+            if name in names and not (name in self.parts and self.parts[name].alive)
+        ]
         for name in missing:
             if name not in self.parts:
                 self.parts[name] = STARTS[name](self.settings)
@@ -196,12 +208,23 @@ class Stack:
         """Return the JSON answer of Flink's REST API, for example of ``/jobs/overview``."""
         return flink_cluster.rest(self.settings, path, body)
 
-    def submit_job(self, script: str = "online_learning.py", restore: str | Path | None = None, **env: str) -> str:
+    def submit_job(
+        self, script: str = "online_learning.py", restore: str | Path | None = None, **env: str
+    ) -> str:
         """Submit the job with ``flink run``; returns its id. Variables come on top of ``env``."""
         resume = ["-s", str(restore), "-claimMode", "CLAIM"] if restore else []
         address = f"{self.settings.flink_host}:{self.settings.flink_port}"
         code, output = run_to_end(
-            [str(VENV_BIN / "flink"), "run", "-d", "-m", address, *resume, "-py", str(HERE / script)],
+            [
+                str(VENV_BIN / "flink"),
+                "run",
+                "-d",
+                "-m",
+                address,
+                *resume,
+                "-py",
+                str(HERE / script),
+            ],
             self.env | env,
             self.settings.run_dir / "log" / "job.log",
         )
@@ -245,7 +268,9 @@ class Stack:
 
 def redis_admin(settings: Settings) -> redis.Redis:
     """Return a client of the user who may configure a test's Redis."""
-    return redis.Redis(**settings.redis_client() | {"username": "admin", "password": ADMIN_PASSWORD})
+    return redis.Redis(
+        **settings.redis_client() | {"username": "admin", "password": ADMIN_PASSWORD}
+    )
 
 
 def guard(run_dir: Path) -> subprocess.Popen:
@@ -254,7 +279,9 @@ def guard(run_dir: Path) -> subprocess.Popen:
         "import sys, pathlib; from local.process import end_orphans; sys.stdin.read();"
         f"end_orphans(pathlib.Path({str(run_dir)!r}))"
     )
-    return subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdin=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=HERE, stdin=subprocess.PIPE, start_new_session=True
+    )
 
 
 def make_stack(run_dir: Path, **overrides: Any) -> contextlib.closing[Stack]:

@@ -9,7 +9,15 @@ import pickle
 
 import numpy as np
 
-from learners.digit_model import N_PIXELS, N_WEIGHTS, SIDE, DigitClassifier, features, scores, softmax
+from learners.digit_model import (
+    N_PIXELS,
+    N_WEIGHTS,
+    SIDE,
+    DigitClassifier,
+    features,
+    scores,
+    softmax,
+)
 from learners.repeatable import dumps, one_thread
 
 MEMORY = 4096  # different samples; the data set has 1,797, so there is room for 2,299 taught drawings beside it
@@ -35,7 +43,11 @@ class DigitLearner:
     def __init__(self, classes: np.ndarray):
         self.classes = classes
         shape = (N_WEIGHTS, len(classes))
-        self.seen, self.steps, self.slot = 0, 0, 0  # samples learned, steps made, where memory is written next
+        self.seen, self.steps, self.slot = (
+            0,
+            0,
+            0,
+        )  # samples learned, steps made, where memory is written next
         self.weights, self.mean, self.square = (np.zeros(shape, np.float32) for _ in range(3))
         self.averaged = np.zeros(shape, np.float32)
         # Pixels, and the label's place in classes plus 1, which for more than 255 classes takes two bytes.
@@ -50,8 +62,13 @@ class DigitLearner:
         learner = cls(served.classes_)
         learner.averaged = served.weights.copy()
         if len(state) != len(learner.state_bytes()):
-            raise ValueError(f"The state has {len(state)} bytes, this learner's has {len(learner.state_bytes())}.")
-        parts = np.split(np.frombuffer(state, np.uint8), np.cumsum([part.nbytes for part in learner._state()])[:-1])
+            raise ValueError(
+                f"The state has {len(state)} bytes, this learner's has {len(learner.state_bytes())}."
+            )
+        parts = np.split(
+            np.frombuffer(state, np.uint8),
+            np.cumsum([part.nbytes for part in learner._state()])[:-1],
+        )
         learner.seen, learner.steps, learner.slot = parts[0].view(np.int64).tolist()
         for array, part in zip(learner._state()[1:], parts[1:], strict=True):
             array[:] = part.view(array.dtype).reshape(array.shape)
@@ -77,12 +94,16 @@ class DigitLearner:
         self._remember(X, labels)
         rounds = EARLY_ROUNDS if self.seen < EARLY else 1
         n_steps = max(min(n, STEPS), -(-n // LARGEST_STEP))
-        rehearsed, rehearsed_labels = self._rehearsed(rounds * min(REHEARSED * n, REHEARSED_AT_MOST))
+        rehearsed, rehearsed_labels = self._rehearsed(
+            rounds * min(REHEARSED * n, REHEARSED_AT_MOST)
+        )
         new = np.array_split(np.arange(n), n_steps) * rounds
         old = np.array_split(np.arange(len(rehearsed)), n_steps * rounds)
         F = self._features(X)
         for i, j in zip(new, old, strict=True):
-            self._step(np.vstack([F[i], rehearsed[j]]), np.concatenate([labels[i], rehearsed_labels[j]]))
+            self._step(
+                np.vstack([F[i], rehearsed[j]]), np.concatenate([labels[i], rehearsed_labels[j]])
+            )
         self.seen += n
 
     def model_bytes(self) -> bytes:
@@ -106,7 +127,9 @@ class DigitLearner:
     def _remember(self, X: np.ndarray, labels: np.ndarray) -> None:
         """Put samples that memory doesn't hold in place of its oldest, of a large batch some, evenly spaced."""
         some = np.unique(np.linspace(0, len(X) - 1, min(len(X), REHEARSED_AT_MOST)).astype(int))
-        rows = np.column_stack([np.clip(np.rint(X[some]), 0, 255), labels[some] + 1]).astype(self.memory.dtype)
+        rows = np.column_stack([np.clip(np.rint(X[some]), 0, 255), labels[some] + 1]).astype(
+            self.memory.dtype
+        )
         for row in rows:
             key = row.tobytes()
             if key not in self._known:
@@ -117,7 +140,9 @@ class DigitLearner:
 
     def _rehearsed(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Return features and labels of n samples drawn from memory, every other one distorted."""
-        draw = np.random.default_rng((0, self.seen))  # what is drawn depends on the place in the stream alone
+        draw = np.random.default_rng(
+            (0, self.seen)
+        )  # what is drawn depends on the place in the stream alone
         rows = self.memory[draw.integers(0, len(self._known), n)]
         pixels = rows[:, :-1].astype(np.float32)
         pixels[::2] = distorted(pixels[::2], draw)
@@ -134,7 +159,9 @@ class DigitLearner:
         self.square += np.float32(1 - SPREAD) * (gradient * gradient - self.square)
         rate = RATE * np.sqrt(1 - SPREAD**self.steps) / (1 - MOMENTUM**self.steps)
         self.weights -= np.float32(rate) * self.mean / (np.sqrt(self.square) + np.float32(1e-7))
-        keep = min(AVERAGED, self.steps / (self.steps + 10))  # an average of few weights follows them closely
+        keep = min(
+            AVERAGED, self.steps / (self.steps + 10)
+        )  # an average of few weights follows them closely
         self.averaged += np.float32(1 - keep) * (self.weights - self.averaged)
 
 
@@ -147,8 +174,18 @@ def distorted(pixels: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     cos, sin = np.cos(turn), np.sin(turn)
     y, x = (np.indices((SIDE, SIDE)) - (SIDE - 1) / 2).reshape(2, 1, N_PIXELS)
     # Where each pixel's value is looked up, in a picture with an empty border of one pixel.
-    left = (cos * wide)[:, None] * x + ((cos * slant - sin) * high)[:, None] * y + shift[0] + (SIDE + 1) / 2
-    top = (sin * wide)[:, None] * x + ((sin * slant + cos) * high)[:, None] * y + shift[1] + (SIDE + 1) / 2
+    left = (
+        (cos * wide)[:, None] * x
+        + ((cos * slant - sin) * high)[:, None] * y
+        + shift[0]
+        + (SIDE + 1) / 2
+    )
+    top = (
+        (sin * wide)[:, None] * x
+        + ((sin * slant + cos) * high)[:, None] * y
+        + shift[1]
+        + (SIDE + 1) / 2
+    )
     return _looked_up(pixels, left.clip(0, SIDE + 0.999), top.clip(0, SIDE + 0.999))
 
 

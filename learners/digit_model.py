@@ -75,7 +75,9 @@ def features(X: np.ndarray) -> np.ndarray:
     """Return the features, float32 (n, N_WAVES), of pixels 0..16, (n, 64)."""
     X = np.asarray(X, dtype=np.float32)
     if X.ndim != 2 or X.shape[1] != N_PIXELS:
-        raise ValueError(f"A digit has {N_PIXELS} pixels, row by row; this is an array of shape {X.shape}.")
+        raise ValueError(
+            f"A digit has {N_PIXELS} pixels, row by row; this is an array of shape {X.shape}."
+        )
     waves, phases = _waves()
     F = np.empty((len(X), N_WAVES), dtype=np.float32)
     for start in range(0, len(X), _ROWS):
@@ -120,7 +122,9 @@ def _places() -> np.ndarray:
 @lru_cache(maxsize=1)
 def _waves() -> tuple[np.ndarray, np.ndarray]:
     """Return the random waves' directions (264, N_WAVES) and phases (N_WAVES,), the same in every process."""
-    draw = np.random.RandomState(0)  # its stream is frozen: later numpy versions give the same numbers
+    draw = np.random.RandomState(
+        0
+    )  # its stream is frozen: later numpy versions give the same numbers
     n = N_DIRECTIONS * N_PLACES**2 + N_PIXELS
     waves = draw.standard_normal((n, N_WAVES)) * np.sqrt(2 * _GAMMA)
     return waves.astype(np.float32), draw.uniform(0, 2 * np.pi, N_WAVES).astype(np.float32)

@@ -92,7 +92,9 @@ class SgdLearner(EstimatorLearner):
     for ten classes, whatever its size. What is left here is the fit of each class, which without shuffling draws nothing.
     """
 
-    _unused = np.random.RandomState(SEED)  # asked for, and without effect; to make one takes as long as to fit a class
+    _unused = np.random.RandomState(
+        SEED
+    )  # asked for, and without effect; to make one takes as long as to fit a class
 
     def learn(self, X: np.ndarray, y: np.ndarray) -> None:
         """Learn one mini-batch, in stream order; an empty one changes nothing."""
@@ -110,7 +112,9 @@ class SgdLearner(EstimatorLearner):
 
 def sgd() -> SGDClassifier:
     """Return the original's linear model; not shuffled, so that a batch learned again gives the same weights."""
-    return SGDClassifier(alpha=0.01, loss="log_loss", penalty="l1", shuffle=False, random_state=SEED)
+    return SGDClassifier(
+        alpha=0.01, loss="log_loss", penalty="l1", shuffle=False, random_state=SEED
+    )
 
 
 def new_learner(
@@ -154,14 +158,20 @@ def _untried(name: str, classes: np.ndarray | None, n_features: int) -> Learner:
     return EstimatorLearner(estimator, classes)
 
 
-def load_learner(name: str, classes: np.ndarray | None, n_features: int, model: bytes, state: bytes) -> Learner:
+def load_learner(
+    name: str, classes: np.ndarray | None, n_features: int, model: bytes, state: bytes
+) -> Learner:
     """Return the learner whose ``model_bytes`` and ``state_bytes`` these are; the bytes must be of known origin."""
     if name == "default":
         return DigitLearner.load(model, state)
     estimator = pickle.loads(model)  # noqa: S301  the store has checked it
     last = _steps(estimator)[-1]
     # One that was signed may be of other parameters, or a pipeline: what is fast would train it as if it were sgd().
-    fast = name == "sgd" and type(estimator) is SGDClassifier and estimator.get_params() == sgd().get_params()
+    fast = (
+        name == "sgd"
+        and type(estimator) is SGDClassifier
+        and estimator.get_params() == sgd().get_params()
+    )
     kind = SgdLearner if fast else EstimatorLearner
     # A topic that begins with bad messages alone commits a model that has learned nothing.
     return kind(estimator, classes, learned=_is_fitted(last))
@@ -218,7 +228,9 @@ def _made_up(n_features: int, low: float, high: float) -> list[np.ndarray]:
     return [ends[0], *(np.rint(batch).clip(low, high) for batch in batches), ends[1]]
 
 
-def _try(name: str, learner: Learner, classes: np.ndarray | None, batches: list[np.ndarray]) -> None:
+def _try(
+    name: str, learner: Learner, classes: np.ndarray | None, batches: list[np.ndarray]
+) -> None:
     """Predict, learn, store and restart on each batch; raises where the stream could not go on."""
     labels = np.array([0.0, 1.0]) if classes is None else classes
     for i, X in enumerate(batches):

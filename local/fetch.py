@@ -69,7 +69,11 @@ def fetch_jar(place: Path, entry: dict) -> None:
     if place.exists() and sha256(place) == entry["sha256"]:
         return
     context = MavenContext(repo_cache=JARS / "repository", timeout=30)
-    artifact = context.project(entry["groupId"], entry["artifactId"]).at_version(entry["version"]).artifact()
+    artifact = (
+        context.project(entry["groupId"], entry["artifactId"])
+        .at_version(entry["version"])
+        .artifact()
+    )
     if artifact.cached_path:
         artifact.cached_path.unlink(missing_ok=True)  # half a file of a run that was killed
     try:

@@ -24,7 +24,11 @@ REST_GUARD_SERVICE = "org.apache.flink.runtime.io.network.netty.InboundChannelHa
 @cache
 def flink_home() -> Path:
     """Return the distribution inside the apache-flink wheel."""
-    return next(Path(folder) / "pyflink" for folder in sys.path if (Path(folder) / "pyflink" / "bin").is_dir())
+    return next(
+        Path(folder) / "pyflink"
+        for folder in sys.path
+        if (Path(folder) / "pyflink" / "bin").is_dir()
+    )
 
 
 # Sizes in MiB. The heap holds what a checkpoint and Kafka's fetches of large messages need; Python runs outside.
@@ -120,7 +124,9 @@ def prepare_flink(settings: Settings) -> None:
         (flink / folder).mkdir(parents=True, exist_ok=True)
     write_flink_configuration(settings)
     (flink / "conf" / "log4j-console.properties").write_text(FLINK_LOGGING)
-    shutil.copyfile(flink_home() / "conf" / "log4j-cli.properties", flink / "conf" / "log4j-cli.properties")
+    shutil.copyfile(
+        flink_home() / "conf" / "log4j-cli.properties", flink / "conf" / "log4j-cli.properties"
+    )
     for link in (flink / "lib").iterdir():
         link.unlink()
     jars = [
@@ -156,9 +162,13 @@ def make_rest_guard(settings: Settings) -> None:
     compiler = [str(java_home() / "bin" / "java"), *LEAN_JAVA, "-cp", f"{flink / 'lib'}/*"]
     build = ["org.codehaus.janino.SimpleCompiler", str(source / "Build.java"), "Build"]
     source_file = str(source / "restguard" / "RestGuard.java")
-    code, _ = run_to_end([*compiler, *build, source_file, str(classes)], child_environment(settings), log)
+    code, _ = run_to_end(
+        [*compiler, *build, source_file, str(classes)], child_environment(settings), log
+    )
     if code:
-        raise StackError(f"The guard of Flink's REST API could not be compiled; its log says why: {log}")
+        raise StackError(
+            f"The guard of Flink's REST API could not be compiled; its log says why: {log}"
+        )
     with zipfile.ZipFile(flink / "lib" / "rest-guard.jar", "w") as jar:
         jar.writestr(f"META-INF/services/{REST_GUARD_SERVICE}", "restguard.RestGuard\n")
         for compiled in classes.rglob("*.class"):
@@ -249,9 +259,16 @@ def jobmanager(settings: Settings) -> Process:
         ports={settings.flink_port: "FLINK_PORT", settings.flink_rpc_port: "FLINK_RPC_PORT"},
         prepare=lambda: prepare_flink(settings),
     )
-    sizes = [f"-Xmx{JOBMANAGER_MIB['heap']}m", f"-XX:MaxMetaspaceSize={JOBMANAGER_MIB['metaspace']}m"]
+    sizes = [
+        f"-Xmx{JOBMANAGER_MIB['heap']}m",
+        f"-XX:MaxMetaspaceSize={JOBMANAGER_MIB['metaspace']}m",
+    ]
     main_class = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
-    process.argv = [*flink_argv(settings, main_class, [*LEAN_JAVA, *sizes], process.log), "--executionMode", "cluster"]
+    process.argv = [
+        *flink_argv(settings, main_class, [*LEAN_JAVA, *sizes], process.log),
+        "--executionMode",
+        "cluster",
+    ]
     return process
 
 
@@ -265,7 +282,11 @@ def taskmanager(settings: Settings) -> Process:
             return False
 
     process = Process(
-        name="TaskManager", argv=[], env=flink_environment(settings), run_dir=settings.run_dir, answers=answers
+        name="TaskManager",
+        argv=[],
+        env=flink_environment(settings),
+        run_dir=settings.run_dir,
+        answers=answers,
     )
     size = TASKMANAGER_MIB
     heap = size["framework.heap.size"] + size["task.heap.size"]
@@ -276,7 +297,9 @@ def taskmanager(settings: Settings) -> Process:
         f"-XX:MaxDirectMemorySize={direct}m",
         f"-XX:MaxMetaspaceSize={size['jvm-metaspace.size']}m",
     ]
-    process.argv = flink_argv(settings, "org.apache.flink.runtime.taskexecutor.TaskManagerRunner", options, process.log)
+    process.argv = flink_argv(
+        settings, "org.apache.flink.runtime.taskexecutor.TaskManagerRunner", options, process.log
+    )
     return process
 
 

@@ -44,7 +44,9 @@ class Job:
     def _submit(self) -> bool:
         """Run ``flink run`` and return whether the job was accepted; False where its restore point did not fit."""
         self.restore_point = next(iter(restore_points(self.settings.run_dir)), None)
-        resume = ["-s", str(self.restore_point), "-claimMode", "CLAIM"] if self.restore_point else []
+        resume = (
+            ["-s", str(self.restore_point), "-claimMode", "CLAIM"] if self.restore_point else []
+        )
         address = f"{self.settings.flink_host}:{self.settings.flink_port}"
         flink = str(VENV_BIN / "flink")
         code, output = run_to_end(
@@ -74,7 +76,11 @@ class Job:
 
     def refresh(self) -> None:
         """Bring ``problem`` and ``needs_submit`` up to date; raises ``OSError`` where the JobManager does not answer."""
-        jobs = [job for job in flink_cluster.rest(self.settings, "/jobs/overview")["jobs"] if job["name"] == NAME]
+        jobs = [
+            job
+            for job in flink_cluster.rest(self.settings, "/jobs/overview")["jobs"]
+            if job["name"] == NAME
+        ]
         if not jobs:
             self.problem, self.needs_submit = "gone with the JobManager", True
             return
@@ -90,16 +96,22 @@ class Job:
             self._read_failure(state)
 
     def _read_failure(self, state: str) -> None:
-        history = flink_cluster.rest(self.settings, f"/jobs/{self.id}/exceptions")["exceptionHistory"]["entries"]
+        history = flink_cluster.rest(self.settings, f"/jobs/{self.id}/exceptions")[
+            "exceptionHistory"
+        ]["entries"]
         trace = history[0]["stacktrace"] if history else ""
         why = reason(trace)
-        self.problem = ": ".join(filter(None, ["starting" if state == "RUNNING" else state.lower(), why]))
+        self.problem = ": ".join(
+            filter(None, ["starting" if state == "RUNNING" else state.lower(), why])
+        )
         if state != "FAILED" or STOP in why:
             return
         self.needs_submit = True
         # A job that never ran may have waited for Kafka in vain; then its restore point is good.
         if UNFIT.search(trace) and self._skip_restore_point():
-            self.problem = f"could not start from {self.unusable[-1]}, which is skipped from now on: {why}"
+            self.problem = (
+                f"could not start from {self.unusable[-1]}, which is skipped from now on: {why}"
+            )
 
     def stop(self, force: threading.Event) -> Path | None:
         """Stop the job with a savepoint and return it; None if the job does not run or none is made."""
@@ -113,7 +125,9 @@ class Job:
                     location = found["operation"].get("location")
                     return Path(location.removeprefix("file:")) if location else None
         except OSError:
-            return None  # no JobManager, or it knows no such running job: its last checkpoint is kept
+            return (
+                None  # no JobManager, or it knows no such running job: its last checkpoint is kept
+            )
         return None
 
 
@@ -126,8 +140,13 @@ def reason(trace: str) -> str:
 
 def restore_points(run_dir: Path) -> list[Path]:
     """Return the folders of completed savepoints and checkpoints, the newest first."""
-    found = [*run_dir.glob("savepoints/*/_metadata"), *run_dir.glob("checkpoints/*/chk-*/_metadata")]
-    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+    found = [
+        *run_dir.glob("savepoints/*/_metadata"),
+        *run_dir.glob("checkpoints/*/chk-*/_metadata"),
+    ]
+    return [
+        path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    ]
 
 
 def skip_restore_points(run_dir: Path) -> None:
@@ -139,6 +158,10 @@ def skip_restore_points(run_dir: Path) -> None:
 def prune_restore_points(run_dir: Path) -> None:
     """Delete all but the newest restore points of earlier jobs; only while no job runs."""
     kept = restore_points(run_dir)[:KEPT]
-    for folder in [*run_dir.glob("savepoints/*"), *run_dir.glob("checkpoints/*/chk-*"), *run_dir.glob("checkpoints/*")]:
+    for folder in [
+        *run_dir.glob("savepoints/*"),
+        *run_dir.glob("checkpoints/*/chk-*"),
+        *run_dir.glob("checkpoints/*"),
+    ]:
         if not any(point.is_relative_to(folder) for point in kept):
             shutil.rmtree(folder, ignore_errors=True)

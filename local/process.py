@@ -37,7 +37,9 @@ class Process:
     env: dict[str, str]
     run_dir: Path
     answers: Callable[[], bool]
-    ports: dict[int, str] = field(default_factory=dict)  # port -> the environment variable that moves it
+    ports: dict[int, str] = field(
+        default_factory=dict
+    )  # port -> the environment variable that moves it
     prepare: Callable[[], None] = lambda: None
     patience: float = 120.0  # seconds until it must answer
     grace: float = 20.0  # seconds from SIGTERM to SIGKILL
@@ -83,11 +85,15 @@ class Process:
         deadline = time.monotonic() + self.patience
         while True:
             if not self.alive:
-                raise StackError(f"{self.name} ended before it was up; its log says why: {self.log}")
+                raise StackError(
+                    f"{self.name} ended before it was up; its log says why: {self.log}"
+                )
             if self.answers():
                 return
             if time.monotonic() > deadline:
-                raise StackError(f"{self.name} did not answer within {self.patience:.0f} s; see its log: {self.log}")
+                raise StackError(
+                    f"{self.name} did not answer within {self.patience:.0f} s; see its log: {self.log}"
+                )
             if stopping and stopping.wait(0.1):
                 raise Stopping
             time.sleep(0.1)
@@ -112,7 +118,9 @@ class Process:
         kill_session(self.popen.pid)
         self.popen.wait()
         self.popen = None
-        with contextlib.suppress(OSError):  # the next run sees by the start that the process has ended
+        with contextlib.suppress(
+            OSError
+        ):  # the next run sees by the start that the process has ended
             self.pid_file.unlink()
 
     def wait(self) -> None:
@@ -149,7 +157,13 @@ def temporary(run_dir: Path) -> dict[str, str]:
 def spawn(argv: list[str], env: dict[str, str], out: IO[bytes]) -> subprocess.Popen:
     """Start a process in its own session, which the terminal's Ctrl-C does not reach."""
     return subprocess.Popen(
-        argv, env=env, cwd=HERE, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        argv,
+        env=env,
+        cwd=HERE,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=out,
+        start_new_session=True,
     )
 
 
@@ -248,7 +262,11 @@ def is_marked(pid: int, run_dir: Path) -> bool:
 
 
 def run_to_end(
-    argv: list[str], env: dict[str, str], log: Path, stopping: threading.Event | None = None, patience: float = 240.0
+    argv: list[str],
+    env: dict[str, str],
+    log: Path,
+    stopping: threading.Event | None = None,
+    patience: float = 240.0,
 ) -> tuple[int, str]:
     """Run a command to its end; returns its exit code and output, which also goes to the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -261,7 +279,9 @@ def run_to_end(
                 if stopping and stopping.is_set():
                     raise Stopping
                 if time.monotonic() > deadline:
-                    raise StackError(f"{Path(argv[0]).name} did not end within {patience:.0f} s; see {log}")
+                    raise StackError(
+                        f"{Path(argv[0]).name} did not end within {patience:.0f} s; see {log}"
+                    )
                 time.sleep(0.05)
         finally:
             kill_session(process.pid)

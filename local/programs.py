@@ -14,7 +14,13 @@ def producer(settings: Settings) -> Process:
     """Return the producer, which replays the digits without end at PRODUCER_RATE."""
     process = Process(
         name="Producer",
-        argv=[sys.executable, "data_producer.py", "--endless", "--rate", str(settings.producer_rate)],
+        argv=[
+            sys.executable,
+            "data_producer.py",
+            "--endless",
+            "--rate",
+            str(settings.producer_rate),
+        ],
         env=child_environment(settings),
         run_dir=settings.run_dir,
         answers=lambda: process.alive,
@@ -27,7 +33,9 @@ def page(settings: Settings) -> Process:
 
     def answers() -> bool:
         try:
-            with urllib.request.urlopen(f"http://{settings.page_host}:{settings.page_port}/healthz", timeout=5):
+            with urllib.request.urlopen(
+                f"http://{settings.page_host}:{settings.page_port}/healthz", timeout=5
+            ):
                 return True
         except urllib.error.HTTPError:
             return True  # 503: the page is up and says what isn't

@@ -72,7 +72,9 @@ def alone(run_dir: Path) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
     foreign = [name for name in MADE if (run_dir / name).exists()]
     if foreign and not (run_dir / LOCK).exists() and run_dir.resolve() != HERE / ".local":
-        raise StackError(f"{run_dir} holds a {foreign[0]} that make run did not make: choose an empty RUN_DIR.")
+        raise StackError(
+            f"{run_dir} holds a {foreign[0]} that make run did not make: choose an empty RUN_DIR."
+        )
     with (run_dir / LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,7 +99,9 @@ def environment_in_use() -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StackError("make clean is deleting the environment: start again when it has ended.") from None
+            raise StackError(
+                "make clean is deleting the environment: start again when it has ended."
+            ) from None
         yield
 
 
@@ -231,7 +235,9 @@ class LocalStack:
         run_dir = self.config.run_dir
         free = shutil.disk_usage(run_dir).free
         if free < DISK_BYTES:
-            raise StackError(f"{run_dir} has {free / 1e9:.2f} GB of free disk; make run needs 1 GB.")
+            raise StackError(
+                f"{run_dir} has {free / 1e9:.2f} GB of free disk; make run needs 1 GB."
+            )
         if os.statvfs(run_dir).f_flag & getattr(os, "ST_NOEXEC", 0):
             raise StackError(
                 f"{run_dir} is on a disk mounted noexec, and Java loads its libraries from there: "
@@ -311,7 +317,9 @@ class LocalStack:
 
     def problems(self) -> list[str]:
         """Return what is down right now, one sentence or name each."""
-        found = [self.problem_of(group, process) for group in self.groups for process in group.processes]
+        found = [
+            self.problem_of(group, process) for group in self.groups for process in group.processes
+        ]
         if self.job.problem:
             found.append(f"job: {self.job.problem}")
         if self.meter.problem:
@@ -362,7 +370,9 @@ def fetch_jars_apart(stopping: threading.Event) -> None:
         kill_session(process.pid)
         process.wait()
     if process.returncode:
-        raise StackError("The jars of Kafka and Flink's connector are not complete; the reason is printed above.")
+        raise StackError(
+            "The jars of Kafka and Flink's connector are not complete; the reason is printed above."
+        )
 
 
 def show_fetching() -> None:

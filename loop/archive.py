@@ -54,7 +54,12 @@ def _own(module: ModuleType) -> dict[Path, str]:
 def _imported_from(folder: Path) -> Iterator[Path]:
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if file and "." not in name and name != "__main__" and Path(file).resolve().parent == folder:
+        if (
+            file
+            and "." not in name
+            and name != "__main__"
+            and Path(file).resolve().parent == folder
+        ):
             yield Path(file).resolve()
 
 

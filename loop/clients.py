@@ -30,11 +30,15 @@ from loop.messages import MAX_MESSAGE_BYTES
 from settings import Settings
 
 PATIENCE = 10.0  # seconds that Kafka has to answer, at the start and at the end
-BATCH_BYTES = 262_144  # a batch of many small messages stays well below the topic's limit for one message
+BATCH_BYTES = (
+    262_144  # a batch of many small messages stays well below the topic's limit for one message
+)
 MAX_WAITING = 50_000  # messages without an answer; the client's queue holds twice as many
 
 log = logging.getLogger(__name__)
-log.addHandler(logging.NullHandler())  # librdkafka's own messages: not on the terminal, there for who asks logging
+log.addHandler(
+    logging.NullHandler()
+)  # librdkafka's own messages: not on the terminal, there for who asks logging
 
 
 class ClientError(click.ClickException):
@@ -48,7 +52,10 @@ class Link:
         self.address = s.kafka_bootstrap_servers
         self.trouble = ""
         self.refused = False
-        self.config: dict[str, Any] = s.confluent_client() | {"error_cb": self._on_error, "logger": log}
+        self.config: dict[str, Any] = s.confluent_client() | {
+            "error_cb": self._on_error,
+            "logger": log,
+        }
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
@@ -62,7 +69,9 @@ class Link:
         try:
             return client_type(self.config | config)
         except KafkaException as error:
-            raise ClientError(f"The settings for Kafka don't work: {error.args[0].str()}.") from error
+            raise ClientError(
+                f"The settings for Kafka don't work: {error.args[0].str()}."
+            ) from error
 
     def partitions(self, client: Producer | Consumer, topic: str) -> list[int]:
         """Return the topic's partitions; raises ``ClientError`` where Kafka, its login or the topic is missing."""
@@ -93,14 +102,24 @@ class Link:
 
     def error(self, error: KafkaError) -> ClientError:
         """Return a Kafka error as a sentence that says where and what to look at."""
-        reason = (self.trouble or "it closes the connection, is KAFKA_SECURITY_PROTOCOL right?").rstrip(".")
+        reason = (
+            self.trouble or "it closes the connection, is KAFKA_SECURITY_PROTOCOL right?"
+        ).rstrip(".")
         if self.refused:
-            return ClientError(f"Kafka at {self.address} refused the login: {reason}. See KAFKA_SASL_USERNAME, "
-                                 "KAFKA_SASL_PASSWORD and KAFKA_SASL_MECHANISM.")  # fmt: skip
+            return ClientError(
+                f"Kafka at {self.address} refused the login: {reason}. See KAFKA_SASL_USERNAME, "
+                "KAFKA_SASL_PASSWORD and KAFKA_SASL_MECHANISM."
+            )
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            return ClientError(f"The message is too large: Kafka at {self.address} and this producer take at most "
-                                 f"{MAX_MESSAGE_BYTES:,} bytes.")  # fmt: skip
-        if error.code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT):
+            return ClientError(
+                f"The message is too large: Kafka at {self.address} and this producer take at most "
+                f"{MAX_MESSAGE_BYTES:,} bytes."
+            )
+        if error.code() in (
+            KafkaError._TRANSPORT,
+            KafkaError._TIMED_OUT,
+            KafkaError._MSG_TIMED_OUT,
+        ):
             return ClientError(f"Kafka at {self.address} does not answer: {reason}")
         return ClientError(f"Kafka at {self.address}: {error.str().rstrip('.')}.")
 
@@ -115,9 +134,14 @@ class Sender:
         self._failure: KafkaError | None = None
         self._producer: Producer = self.link.open(
             Producer,
-            {"acks": "all", "enable.idempotence": True, "linger.ms": 5, "batch.size": BATCH_BYTES,
-             "message.max.bytes": MAX_MESSAGE_BYTES},
-        )  # fmt: skip
+            {
+                "acks": "all",
+                "enable.idempotence": True,
+                "linger.ms": 5,
+                "batch.size": BATCH_BYTES,
+                "message.max.bytes": MAX_MESSAGE_BYTES,
+            },
+        )
         self.link.partitions(self._producer, topic)
 
     @property
@@ -134,7 +158,9 @@ class Sender:
                 acknowledged(message)
 
         try:
-            self._producer.produce(self.topic, value, on_delivery=answer if acknowledged else self._answer)
+            self._producer.produce(
+                self.topic, value, on_delivery=answer if acknowledged else self._answer
+            )
         except KafkaException as error:
             raise self.link.error(error.args[0]) from error
 
@@ -160,7 +186,9 @@ class Sender:
         """Return in a sentence what was acknowledged and what has no answer."""
         many = "" if self.acknowledged == 1 else "s"
         text = f"{self.acknowledged:,} sample{many} acknowledged, topic {self.topic}, Kafka at {self.link.address}."
-        return f"{text} {self.waiting:,} more were sent without an answer." if self.waiting else text
+        return (
+            f"{text} {self.waiting:,} more were sent without an answer." if self.waiting else text
+        )
 
 
 class Reader:
@@ -171,9 +199,14 @@ class Reader:
         self.link = Link(s)
         self._consumer: Consumer = self.link.open(
             Consumer,
-            {"group.id": "commands", "enable.auto.commit": False, "auto.offset.reset": "earliest",
-             "isolation.level": "read_committed", "enable.partition.eof": True},
-        )  # fmt: skip
+            {
+                "group.id": "commands",
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+            },
+        )
         self._partitions = self.link.partitions(self._consumer, topic)
 
     def everything(self, stop: Event) -> Iterator[Message]:
@@ -188,7 +221,11 @@ class Reader:
             starts = {p: max(low, high - span) for p, (low, high) in bounds.items()}
             found = list(self._until_the_end(starts, stop))
             # Offsets also count transaction markers and aborted messages: look further back until there are enough.
-            if len(found) >= number or all(starts[p] == low for p, (low, _) in bounds.items()) or stop.is_set():
+            if (
+                len(found) >= number
+                or all(starts[p] == low for p, (low, _) in bounds.items())
+                or stop.is_set()
+            ):
                 return sorted(found, key=lambda message: message.timestamp()[1])[-number:]
             span *= 4
 
@@ -201,7 +238,9 @@ class Reader:
 
     def _bounds(self, partition: int) -> tuple[int, int]:
         try:
-            return self._consumer.get_watermark_offsets(TopicPartition(self.topic, partition), timeout=PATIENCE)
+            return self._consumer.get_watermark_offsets(
+                TopicPartition(self.topic, partition), timeout=PATIENCE
+            )
         except KafkaException as error:
             raise self.link.error(error.args[0]) from error
 
@@ -216,7 +255,11 @@ class Reader:
                     raise self.link.error(KafkaError(KafkaError._TIMED_OUT))
                 continue
             heard = time.monotonic()
-            partition, offset, at_the_end = message.partition() or 0, message.offset() or 0, message.error() is not None
+            partition, offset, at_the_end = (
+                message.partition() or 0,
+                message.offset() or 0,
+                message.error() is not None,
+            )
             if not at_the_end:
                 yield message
             # Where the messages stop being committed, or the end as it was at the start: a busy topic has no other.

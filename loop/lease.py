@@ -16,7 +16,9 @@ from loop.model_store import SUBMISSION, LeaseError, ModelStore
 
 LEASE_MS = 6_000  # how long a lease outlives the last sign of its holder
 RENEW_SECONDS = 1.5
-STARTING_MS = 60_000  # how long a client's lease waits for the job's tasks to come up and take it over
+STARTING_MS = (
+    60_000  # how long a client's lease waits for the job's tasks to come up and take it over
+)
 
 _TAKE = """
 local newest = redis.call('HGET', KEYS[2], 'submission')
@@ -30,7 +32,9 @@ end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return -1
 """
-_GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+_GIVE_BACK = (
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+)
 
 TAKEN, SUPERSEDED = -1, -2  # answers of taking other than how long another's lease lasts, in ms
 
@@ -78,10 +82,14 @@ class Lease:
                     "stop it first. A second pipeline needs its own MODEL_KEY and KAFKA_GROUP."
                 )
             last = left
-            time.sleep(min(RENEW_SECONDS / 3, left / 1000) + 0.01)  # often enough to see a renewal at once
+            time.sleep(
+                min(RENEW_SECONDS / 3, left / 1000) + 0.01
+            )  # often enough to see a renewal at once
         if left == SUPERSEDED:
             newest = (self.redis.hget(self.keys[1], "submission") or b"?").decode(errors="replace")
-            raise LeaseError(f"A newer submission of this job ({newest}) has taken over the model; this one ends.")
+            raise LeaseError(
+                f"A newer submission of this job ({newest}) has taken over the model; this one ends."
+            )
 
     def keep(self) -> None:
         """Renew the lease in the background until ``give_back``."""
@@ -96,7 +104,9 @@ class Lease:
         try:
             self._give_back(keys=self.keys[:1], args=[self.submission])
         except redis.RedisError as error:
-            log.warning("lease %s was not given back, it runs out by itself: %s", self.submission, error)
+            log.warning(
+                "lease %s was not given back, it runs out by itself: %s", self.submission, error
+            )
 
     def _try(self, lease_ms: int) -> int:
         """Ask for the lease once; returns ``TAKEN``, ``SUPERSEDED`` or how long another's lasts, in ms."""

@@ -24,7 +24,13 @@ MAX_MESSAGE_BYTES = 1_000_000  # the longest message that the project's own send
 MAX_RECORD_BYTES = MAX_MESSAGE_BYTES + 48_588
 MAX_SAMPLE_BYTES = 65_536  # a good sample: it goes out again with more fields, and must fit there
 MAX_REJECTED_BYTES = 700_000  # base64 of this, with a reason, stays below MAX_MESSAGE_BYTES
-ADDED = ("predict_y", "model_version", "partition", "offset", "replayed")  # fields that the job writes itself
+ADDED = (
+    "predict_y",
+    "model_version",
+    "partition",
+    "offset",
+    "replayed",
+)  # fields that the job writes itself
 MAX_DEPTH = 254  # levels of lists and objects in a message; orjson reads more than it can write
 UNFORESEEN = "unforeseen"  # the code of a message on which the parser itself fails
 
@@ -32,9 +38,13 @@ MOVED = {"messages:DIGITS": "loop.messages:DIGITS"}  # the name before 0.2.0
 
 _REQUIRED = itemgetter("ts", "x", "actual_y")
 _READ = ("ts", "x", "actual_y", "source")  # fields that the job reads
-_READ_QUOTED, _ADDED_QUOTED = ([b'"%b"' % name.encode() for name in names] for names in (_READ, ADDED))
+_READ_QUOTED, _ADDED_QUOTED = (
+    [b'"%b"' % name.encode() for name in names] for names in (_READ, ADDED)
+)
 _STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
-_MARK = re.compile(_STRING + rb'|\[[^][{}"]*\]|[][{},]')  # a list of numbers is one mark, to be fast
+_MARK = re.compile(
+    _STRING + rb'|\[[^][{}"]*\]|[][{},]'
+)  # a list of numbers is one mark, to be fast
 _NAME = re.compile(rb"\s*(" + _STRING + rb")")
 
 log = logging.getLogger(__name__)
@@ -84,7 +94,9 @@ class Format:
         """Return the labels, int64 (n_classes,)."""
         return np.arange(self.n_classes, dtype=np.int64)
 
-    def sample(self, x: Sequence[float], y: int, source: str | None = None, ts: str | None = None) -> bytes:
+    def sample(
+        self, x: Sequence[float], y: int, source: str | None = None, ts: str | None = None
+    ) -> bytes:
         """Return one message as it goes on the wire; ``ts`` defaults to now in UTC."""
         message: dict = {"ts": ts or datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")}
         message |= {"x": [int(v) if self.whole else float(v) for v in x], "actual_y": int(y)}
@@ -99,7 +111,9 @@ class Format:
         except MemoryError:  # is no message's fault
             raise
         except Exception:
-            log.exception("%d messages can't be parsed together; each is judged alone", len(payloads))
+            log.exception(
+                "%d messages can't be parsed together; each is judged alone", len(payloads)
+            )
             return self._parse_one_by_one(payloads)
 
     def _parse(self, payloads: Sequence[bytes | None]) -> Parsed:
@@ -117,7 +131,9 @@ class Format:
     def _parse_at_once(self, payloads: Sequence[bytes]) -> Parsed | None:
         """Return the batch if each message is proven to be one good sample of known fields only, else None."""
         text = b"\n".join(payloads)
-        if b"\\" in text or any(text.count(b'"%b"' % name) != len(payloads) for name in (b"ts", b"x", b"actual_y")):
+        if b"\\" in text or any(
+            text.count(b'"%b"' % name) != len(payloads) for name in (b"ts", b"x", b"actual_y")
+        ):
             return None  # only with escapes can a name be written otherwise, and none stands twice
         try:
             messages = list(map(orjson.loads, payloads))
@@ -127,22 +143,30 @@ class Format:
         types = [{*map(type, values)} for values in (ts, lists, labels)]
         if types != [{str}, {list}, {int}] or {payload[-1:] for payload in payloads} != {b"}"}:
             return None
-        if {*map(len, lists)} != {self.n_features} or not (min(labels) >= 0 and max(labels) < self.n_classes):
+        if {*map(len, lists)} != {self.n_features} or not (
+            min(labels) >= 0 and max(labels) < self.n_classes
+        ):
             return None
         sources: list[str | None] | None = (
-            [None] * len(payloads) if {*map(len, messages)} == {3} else _sources(messages, text.count(b'"source"'))
+            [None] * len(payloads)
+            if {*map(len, messages)} == {3}
+            else _sources(messages, text.count(b'"source"'))
         )
         X = self._numbers(lists, b"true" in text or b"false" in text)
         if X is None or sources is None or not (X.min() >= self.low and X.max() <= self.high):
             return None
         y = np.array(labels, dtype=np.int64)
-        return Parsed(X.astype(np.float64), y, np.ones(len(payloads), bool), list(payloads), sources)
+        return Parsed(
+            X.astype(np.float64), y, np.ones(len(payloads), bool), list(payloads), sources
+        )
 
     def _numbers(self, lists: Sequence[list], maybe_bools: bool) -> np.ndarray | None:
         """Return the lists as (messages, n_features), if all they hold is numbers of the right kind."""
         if self.whole and self.low >= 0 and self.high <= 255 and not maybe_bools:
             try:  # bytes of whole numbers 0..255 are read four times as fast as np.array reads their lists
-                return np.frombuffer(b"".join(map(bytes, lists)), np.uint8).reshape(-1, self.n_features)
+                return np.frombuffer(b"".join(map(bytes, lists)), np.uint8).reshape(
+                    -1, self.n_features
+                )
             except (TypeError, ValueError):
                 return None
         if {*map(type, chain.from_iterable(lists))} <= ({int} if self.whole else {int, float}):
@@ -179,25 +203,38 @@ class Format:
                 raise BadMessageError("missing_field", f'The field "{name}" is missing.')
         for name in ("ts", "source"):
             if not isinstance(message.get(name, ""), str):
-                raise BadMessageError("wrong_type", f'"{name}" must be text, not {_kind(message[name])}.')
+                raise BadMessageError(
+                    "wrong_type", f'"{name}" must be text, not {_kind(message[name])}.'
+                )
         x, y = message["x"], message["actual_y"]
         if not isinstance(x, list):
-            raise BadMessageError("wrong_type", f'"x" must be a list of {self.n_features} numbers, not {_kind(x)}.')
+            raise BadMessageError(
+                "wrong_type", f'"x" must be a list of {self.n_features} numbers, not {_kind(x)}.'
+            )
         if len(x) != self.n_features:
-            raise BadMessageError("wrong_length", f'"x" must hold {self.n_features} numbers, it holds {len(x)}.')
+            raise BadMessageError(
+                "wrong_length", f'"x" must hold {self.n_features} numbers, it holds {len(x)}.'
+            )
         allowed = (int,) if self.whole else (int, float)
         for i, value in enumerate(x):
             if type(value) not in allowed:  # a bool is an int to isinstance
                 wanted = "a whole number" if self.whole else "a number"
-                raise BadMessageError("wrong_type", f'"x"[{i}] must be {wanted}, not {_kind(value)}.')
+                raise BadMessageError(
+                    "wrong_type", f'"x"[{i}] must be {wanted}, not {_kind(value)}.'
+                )
             if not self.low <= value <= self.high:
                 raise BadMessageError(
-                    "out_of_range", f'"x"[{i}] must be in {self.low}..{self.high}, not {value!r:.40}.'
+                    "out_of_range",
+                    f'"x"[{i}] must be in {self.low}..{self.high}, not {value!r:.40}.',
                 )
         if type(y) is not int:
-            raise BadMessageError("wrong_type", f'"actual_y" must be a whole number, not {_kind(y)}.')
+            raise BadMessageError(
+                "wrong_type", f'"actual_y" must be a whole number, not {_kind(y)}.'
+            )
         if not 0 <= y < self.n_classes:
-            raise BadMessageError("out_of_range", f'"actual_y" must be in 0..{self.n_classes - 1}, not {y!r:.40}.')
+            raise BadMessageError(
+                "out_of_range", f'"actual_y" must be in 0..{self.n_classes - 1}, not {y!r:.40}.'
+            )
         return message, document
 
 
@@ -210,26 +247,39 @@ def load_format(name: str) -> Format:
     try:
         found = getattr(import_module(module), attribute)
     except Exception as error:
-        raise ValueError(f"MESSAGE_FORMAT {name!r} must be module:name of a message format: {error}.") from error
+        raise ValueError(
+            f"MESSAGE_FORMAT {name!r} must be module:name of a message format: {error}."
+        ) from error
     if not isinstance(found, Format):
-        raise ValueError(f"MESSAGE_FORMAT {name!r} is a {type(found).__name__}; it must be a messages.Format.")
+        raise ValueError(
+            f"MESSAGE_FORMAT {name!r} is a {type(found).__name__}; it must be a messages.Format."
+        )
     return found
 
 
-def predictions(documents: Sequence[bytes], predicted: Sequence[float | None], version: int | None,
-                partitions: Sequence[int], offsets: Sequence[int], replayed: Sequence[bool]) -> list[bytes]:  # fmt: skip
+def predictions(
+    documents: Sequence[bytes],
+    predicted: Sequence[float | None],
+    version: int | None,
+    partitions: Sequence[int],
+    offsets: Sequence[int],
+    replayed: Sequence[bool],
+) -> list[bytes]:
     """Return good messages, each with the job's fields added to its end; ``version`` made all the predictions."""
     number = b"null" if version is None else b"%d" % version
     guesses = {
-        guess: b',"predict_y":%b,"model_version":%b' % (b"null" if guess is None else b"%r" % guess, number)
+        guess: b',"predict_y":%b,"model_version":%b'
+        % (b"null" if guess is None else b"%r" % guess, number)
         for guess in set(predicted)
     }
     marks = {False: b"}", True: b',"replayed":true}'}
     return [
-        b'%b%b,"partition":%d,"offset":%d%b' % (document[:-1], guesses[guess], partition, offset, marks[again])
-        for document, guess, partition, offset, again
-        in zip(documents, predicted, partitions, offsets, replayed, strict=True)
-    ]  # fmt: skip
+        b'%b%b,"partition":%d,"offset":%d%b'
+        % (document[:-1], guesses[guess], partition, offset, marks[again])
+        for document, guess, partition, offset, again in zip(
+            documents, predicted, partitions, offsets, replayed, strict=True
+        )
+    ]
 
 
 def reject(payload: bytes | None, reason: str, partition: int, offset: int) -> bytes:
@@ -238,7 +288,9 @@ def reject(payload: bytes | None, reason: str, partition: int, offset: int) -> b
         reason += f" The payload of {len(payload)} bytes is cut to its first {MAX_REJECTED_BYTES}."
         payload = payload[:MAX_REJECTED_BYTES]
     encoded = None if payload is None else base64.b64encode(payload).decode()
-    return orjson.dumps({"payload": encoded, "reason": reason, "partition": partition, "offset": offset})
+    return orjson.dumps(
+        {"payload": encoded, "reason": reason, "partition": partition, "offset": offset}
+    )
 
 
 def _sources(messages: list[dict], named: int) -> list[str | None] | None:
@@ -257,18 +309,23 @@ def _json_object(payload: bytes | None) -> tuple[dict, bytes]:
         raise BadMessageError("empty", "The message is empty.")
     if len(payload) > MAX_SAMPLE_BYTES:
         raise BadMessageError(
-            "too_large", f"The message has {len(payload)} bytes; a sample has at most {MAX_SAMPLE_BYTES}."
+            "too_large",
+            f"The message has {len(payload)} bytes; a sample has at most {MAX_SAMPLE_BYTES}.",
         )
     try:
         payload.decode()
     except UnicodeDecodeError as error:
-        raise BadMessageError("not_utf8", f"The message is not UTF-8: byte {error.start} can't be read.") from error
+        raise BadMessageError(
+            "not_utf8", f"The message is not UTF-8: byte {error.start} can't be read."
+        ) from error
     try:
         message = orjson.loads(payload)
     except orjson.JSONDecodeError as error:
         raise BadMessageError("not_json", f"The message is not JSON: {error}.") from error
     if not isinstance(message, dict):
-        raise BadMessageError("not_an_object", f"The message must be a JSON object, not {_kind(message)}.")
+        raise BadMessageError(
+            "not_an_object", f"The message must be a JSON object, not {_kind(message)}."
+        )
     return message, _document(payload)
 
 
@@ -314,8 +371,14 @@ def _unforeseen(error: Exception) -> BadMessageError:
 
 
 def _kind(value: object) -> str:
-    kinds = {bool: "true or false", int: "a whole number", float: "a number with a fraction", str: "text", list: "a list",
-             dict: "an object"}  # fmt: skip
+    kinds = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number with a fraction",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
     return kinds.get(type(value), "null")
 
 

@@ -28,7 +28,9 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_expone
 from loop.scores import Scores
 from settings import Settings, SettingsError
 
-RETRY_SECONDS = 20  # how long a batch waits for Redis before the task fails to Flink's restart strategy
+RETRY_SECONDS = (
+    20  # how long a batch waits for Redis before the task fails to Flink's restart strategy
+)
 STATE_PAGE = 4096  # bytes; a commit writes only the pages of the state that changed
 LIBRARIES = ("scikit-learn", "numpy")
 REFUSALS = (
@@ -125,7 +127,11 @@ def new_model_id(after: str = "") -> str:
     """Return an id that sorts after ``after`` and after every id made earlier: its time in UTC and four random digits."""
     now = datetime.now(UTC)
     if after:
-        now = max(now, datetime.strptime(after.split("-")[0], ID_TIME).replace(tzinfo=UTC) + timedelta(microseconds=1))
+        now = max(
+            now,
+            datetime.strptime(after.split("-")[0], ID_TIME).replace(tzinfo=UTC)
+            + timedelta(microseconds=1),
+        )
     return f"{now.strftime(ID_TIME)}-{secrets.token_hex(2)}"
 
 
@@ -166,9 +172,16 @@ class Meta:
 
     def dumps(self) -> dict[str, bytes]:
         """Return the fields of the Redis hash, without the signature."""
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cleared_at" or self.cleared_at}
+        found = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name != "cleared_at" or self.cleared_at
+        }
         options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS
-        return {k: v.encode() if isinstance(v, str) else orjson.dumps(v, option=options) for k, v in found.items()}
+        return {
+            k: v.encode() if isinstance(v, str) else orjson.dumps(v, option=options)
+            for k, v in found.items()
+        }
 
     @classmethod
     def loads(cls, found: dict[str, bytes]) -> "Meta":
@@ -218,7 +231,9 @@ def unpickle(model: bytes, meta: Meta) -> object:
             warnings.simplefilter("error", InconsistentVersionWarning)
             return pickle.loads(model)  # noqa: S301  its signature was checked
     except Exception as error:  # a pickle runs any code, so it may raise anything
-        written = ", ".join(f"{name} {v}" for name, v in meta.libraries.items()) or "unknown versions"
+        written = (
+            ", ".join(f"{name} {v}" for name, v in meta.libraries.items()) or "unknown versions"
+        )
         here = ", ".join(f"{name} {installed(name)}" for name in LIBRARIES)
         raise ModelFormatError(
             f"The stored model can't be read here: it was written with {written}, here is {here} ({error}). Install those "
@@ -235,7 +250,9 @@ class ModelStore:
         self.keys = [key, f"{{{key}}}:meta", f"{{{key}}}:state", f"{{{key}}}:lease"]
         self.channel = f"{key}:updates"
         # redis-py's types say that any answer may be an awaitable.
-        self.redis: Any = redis.Redis(**settings.redis_client(), socket_timeout=5, socket_connect_timeout=2)
+        self.redis: Any = redis.Redis(
+            **settings.redis_client(), socket_timeout=5, socket_connect_timeout=2
+        )
         self._commit = self.redis.register_script(_COMMIT)
         self._clear = self.redis.register_script(_CLEAR)
 
@@ -259,10 +276,14 @@ class ModelStore:
 
     def progress(self) -> dict[int, int]:
         """Return {partition: next offset to learn} as it stands there, unchecked: whether it may be used, the job says."""
-        found = self.redis.hmget(self.keys[1], "progress", "starts")  # a cleared mark has starts alone
+        found = self.redis.hmget(
+            self.keys[1], "progress", "starts"
+        )  # a cleared mark has starts alone
         try:
             texts = [orjson.loads(text or b"{}") for text in found]
-            return {int(partition): int(offset) for partition, offset in (texts[0] or texts[1]).items()}
+            return {
+                int(partition): int(offset) for partition, offset in (texts[0] or texts[1]).items()
+            }
         except (ValueError, TypeError, AttributeError):
             return {}
 
@@ -277,14 +298,19 @@ class ModelStore:
                 answers = reads.execute()
             except redis.ResponseError as error:
                 raise self._wrong_type(error) from error
-        model, found = answers[0] or b"", {k.decode(errors="replace"): v for k, v in answers[1].items()}
+        model, found = (
+            answers[0] or b"",
+            {k.decode(errors="replace"): v for k, v in answers[1].items()},
+        )
         if not model and not found:
             return None
         self._check(model, found)
         stored = Stored(model, Meta.loads(found), (answers[2] or b"") if with_state else b"")
         if with_state and hashlib.sha256(stored.state).hexdigest() != stored.meta.state_sha256:
-            raise SignatureError(f"Redis key {self.keys[2]} is not the state that was committed with the model; put the "
-                                 "three keys back together or run python redis_clear.py.")  # fmt: skip
+            raise SignatureError(
+                f"Redis key {self.keys[2]} is not the state that was committed with the model; put the "
+                "three keys back together or run python redis_clear.py."
+            )
         return stored
 
     def _wrong_type(self, error: redis.ResponseError) -> Exception:
@@ -306,8 +332,10 @@ class ModelStore:
                 f"python admin.py model sign; else forget it with python redis_clear.py {name}."
             )
         if not model and "cleared_at" not in found:
-            raise IncompleteError(f"Redis key {name} is gone while {self.keys[1]} is still there: put it back from a "
-                                  f"backup, or start over with python redis_clear.py {name}.")  # fmt: skip
+            raise IncompleteError(
+                f"Redis key {name} is gone while {self.keys[1]} is still there: put it back from a "
+                f"backup, or start over with python redis_clear.py {name}."
+            )
         signature = found.pop("signature", b"").decode("ascii", "replace")
         if not hmac.compare_digest(signature.encode(), self.sign(model, found).encode()):
             raise SignatureError(
@@ -316,8 +344,15 @@ class ModelStore:
                 f"start over with python redis_clear.py {name}."
             )
 
-    def commit(self, before: Stored | None, meta: Meta, model: bytes, state: bytes, submission: str = "",
-               lease_ms: int = 0) -> Stored:  # fmt: skip
+    def commit(
+        self,
+        before: Stored | None,
+        meta: Meta,
+        model: bytes,
+        state: bytes,
+        submission: str = "",
+        lease_ms: int = 0,
+    ) -> Stored:
         """Write the model and its meta if the store still holds ``before``, in one piece; waits while Redis is away.
 
         ``before``: what this task stored or read last (None: nothing), so that only what changed is sent. ``meta`` gets its
@@ -336,8 +371,21 @@ class ModelStore:
         changed = before is None or before.model != model
         patches = _changed_pages(before.state if before else None, state)
         had_model, had_state = (int(bool(before.model)), len(before.state)) if before else (0, 0)
-        arguments = [expected, meta.commit_id, submission, lease_ms, self.channel, had_model, had_state, len(flat),
-                     int(changed), model if changed else b"", len(state), *flat, *patches]  # fmt: skip
+        arguments = [
+            expected,
+            meta.commit_id,
+            submission,
+            lease_ms,
+            self.channel,
+            had_model,
+            had_state,
+            len(flat),
+            int(changed),
+            model if changed else b"",
+            len(state),
+            *flat,
+            *patches,
+        ]
         try:
             answer = self.patiently(lambda: self._commit(keys=self.keys, args=arguments))
         except redis.ResponseError as error:
@@ -345,21 +393,29 @@ class ModelStore:
         if answer == b"conflict":
             raise ConflictError("The model in Redis is not the one that this task read last.")
         if answer == b"lease":
-            raise LeaseError("Another submission of this job has taken over the model; this one ends.")
+            raise LeaseError(
+                "Another submission of this job has taken over the model; this one ends."
+            )
         return Stored(model, meta, state)
 
     def patiently(self, call: Callable[[], T]) -> T:
         """Return what the call returns, asking again while Redis is away; raises ``AwayError`` after a while."""
-        retrying = Retrying(retry=retry_if_exception(is_away), wait=wait_exponential(multiplier=0.05, max=1),
-                            stop=stop_after_delay(RETRY_SECONDS), reraise=True)  # fmt: skip
+        retrying = Retrying(
+            retry=retry_if_exception(is_away),
+            wait=wait_exponential(multiplier=0.05, max=1),
+            stop=stop_after_delay(RETRY_SECONDS),
+            reraise=True,
+        )
         try:
             return retrying(call)
         except redis.RedisError as error:
             if not is_away(error):
                 raise
             where = f"{self.settings.redis_host}:{self.settings.redis_port}"
-            raise AwayError(f"Redis at {where} has taken no commit for {RETRY_SECONDS} s ({error}); no sample is lost, "
-                            "the batch is done again when it does.") from error  # fmt: skip
+            raise AwayError(
+                f"Redis at {where} has taken no commit for {RETRY_SECONDS} s ({error}); no sample is lost, "
+                "the batch is done again when it does."
+            ) from error
 
     def clear(self) -> bool:
         """Forget the model, leave a signed mark that allows a new one, and return whether there was a model.
@@ -372,8 +428,15 @@ class ModelStore:
             except StoreError:
                 stored = None
             old = stored.meta if stored else Meta()
-            mark = Meta(model_id=old.model_id, version=old.version, topic_id=old.topic_id, commit_id=secrets.token_hex(16),
-                        starts=old.progress or old.starts, submission=old.submission, cleared_at=time.time())  # fmt: skip
+            mark = Meta(
+                model_id=old.model_id,
+                version=old.version,
+                topic_id=old.topic_id,
+                commit_id=secrets.token_hex(16),
+                starts=old.progress or old.starts,
+                submission=old.submission,
+                cleared_at=time.time(),
+            )
             mark.state_sha256 = hashlib.sha256(b"").hexdigest()
             values = mark.dumps()
             values["signature"] = self.sign(b"", values).encode()
@@ -387,7 +450,9 @@ class ModelStore:
         """Return what stands there without a meta, never to be opened, for ``commit`` to replace; None if nothing does."""
         try:
             with self.redis.pipeline(transaction=True) as reads:
-                model, meta, state = reads.get(self.keys[0]).exists(self.keys[1]).get(self.keys[2]).execute()
+                model, meta, state = (
+                    reads.get(self.keys[0]).exists(self.keys[1]).get(self.keys[2]).execute()
+                )
         except redis.ResponseError as error:
             raise self._wrong_type(error) from error
         return None if meta else Stored(model or b"", Meta(), state or b"")

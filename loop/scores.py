@@ -37,15 +37,25 @@ class Scores:
         """Return the share that was right among the last 100 predictions, None before the first."""
         return self.recent.count("1") / len(self.recent) if self.recent else None
 
-    def add(self, labels: np.ndarray, predictions: np.ndarray, sources: list[str | None], classes: np.ndarray) -> None:
+    def add(
+        self,
+        labels: np.ndarray,
+        predictions: np.ndarray,
+        sources: list[str | None],
+        classes: np.ndarray,
+    ) -> None:
         """Count a batch: ``labels`` and ``predictions`` int64 (n,), both of ``classes``; ``sources`` has n entries."""
         hits = labels == predictions
         self.predicted += len(labels)
         self.right += int(hits.sum())
-        self.recent = (self.recent + "".join("1" if hit else "0" for hit in hits[-RECENT:]))[-RECENT:]
+        self.recent = (self.recent + "".join("1" if hit else "0" for hit in hits[-RECENT:]))[
+            -RECENT:
+        ]
         n = len(classes)
         confusion = np.array(self.confusion or np.zeros((n, n)), dtype=np.int64)
-        np.add.at(confusion, (np.searchsorted(classes, labels), np.searchsorted(classes, predictions)), 1)
+        np.add.at(
+            confusion, (np.searchsorted(classes, labels), np.searchsorted(classes, predictions)), 1
+        )
         self.confusion = confusion.tolist()
         for source, hit in zip(sources, hits.tolist(), strict=True):
             if source is not None:

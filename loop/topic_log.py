@@ -43,7 +43,9 @@ class SourceLog:
     reads the records: it knows every codec that a broker accepts, and its checksums are made in C.
     """
 
-    def __init__(self, settings: Settings, topic: str = "", isolation: str = "read_committed") -> None:
+    def __init__(
+        self, settings: Settings, topic: str = "", isolation: str = "read_committed"
+    ) -> None:
         self.settings = settings
         self.topic = topic or settings.input_topic
         self.isolation = isolation
@@ -79,14 +81,22 @@ class SourceLog:
         """Return the offsets that the job's consumer group has committed, {partition: next offset}."""
         admin = KafkaAdminClient(**self.settings.kafka_client())
         # A broker that has just started has no group coordinator yet.
-        retrying = Retrying(retry=retry_if_exception(lambda e: isinstance(e, PythonKafkaError) and e.retriable),
-                            wait=wait_fixed(0.2), stop=stop_after_delay(ANSWER_SECONDS), reraise=True)  # fmt: skip
+        retrying = Retrying(
+            retry=retry_if_exception(lambda e: isinstance(e, PythonKafkaError) and e.retriable),
+            wait=wait_fixed(0.2),
+            stop=stop_after_delay(ANSWER_SECONDS),
+            reraise=True,
+        )
         try:
             found = retrying(admin.list_group_offsets, {self.settings.kafka_group: None})
         finally:
             admin.close()
         offsets = found.get(self.settings.kafka_group, {})
-        return {tp.partition: at.offset for tp, at in offsets.items() if tp.topic == self.topic and at.offset >= 0}
+        return {
+            tp.partition: at.offset
+            for tp, at in offsets.items()
+            if tp.topic == self.topic and at.offset >= 0
+        }
 
     def bounds(self) -> dict[int, tuple[int, int]]:
         """Return {partition: (first offset in the log, offset after the last)}, open transactions included."""
@@ -124,7 +134,9 @@ class SourceLog:
             for piece in pieces:
                 yield [(cast(int, m.offset()), cast(bytes | None, m.value())) for m in piece]
 
-    def messages(self, partition: int, start: int, end: int) -> Generator[list[Message], None, None]:
+    def messages(
+        self, partition: int, start: int, end: int
+    ) -> Generator[list[Message], None, None]:
         """Yield the same records as ``pieces``, with all that Kafka says of each."""
         consumer = self._reader()
         consumer.assign([TopicPartition(self.topic, partition, start)])
@@ -209,7 +221,9 @@ class SourceLog:
         if not wanted:
             return dict
         client = self._client()
-        asked = client.list_offsets(wanted, isolation_level=isolation, request_timeout=ANSWER_SECONDS)
+        asked = client.list_offsets(
+            wanted, isolation_level=isolation, request_timeout=ANSWER_SECONDS
+        )
 
         def answer() -> dict[int, int]:
             try:

@@ -68,12 +68,16 @@ class Trainer:
         self.meta = Meta()
         self.learner: Learner
         self.stored: Stored | None = None
-        self.fork = False  # whether the next commit starts a new model_id, as the store had gone back
+        self.fork = (
+            False  # whether the next commit starts a new model_id, as the store had gone back
+        )
         self.cluster_id = ""
         self.last: dict[int, int] = {}  # offset of this task's last message per partition
         # Per partition the offset after the last that this task, or its group before it, was given.
         self.delivered: dict[int, int] = {}
-        self.accepted = False  # whether a person gave the model its place and it has learned nothing since
+        self.accepted = (
+            False  # whether a person gave the model its place and it has learned nothing since
+        )
 
     def open(self) -> None:
         """Take the lease, load the model and check that stream and model fit; raises ``StopJob`` where they do not.
@@ -88,7 +92,9 @@ class Trainer:
 
     def _open(self) -> None:
         try:
-            self.store.patiently(self.lease.take)  # while Redis is away, a restart now and then is enough
+            self.store.patiently(
+                self.lease.take
+            )  # while Redis is away, a restart now and then is enough
             self.lease.keep()
             self._load()
             self._check_topic()
@@ -97,8 +103,10 @@ class Trainer:
         except (StoreError, ValueError) as error:
             raise StopJob(str(error)) from error
         except redis.AuthenticationError as error:
-            raise StopJob(f"Redis at {self.settings.redis_host}:{self.settings.redis_port} refuses the password: set "
-                          "REDIS_PASSWORD where Flink's workers run.") from error  # fmt: skip
+            raise StopJob(
+                f"Redis at {self.settings.redis_host}:{self.settings.redis_port} refuses the password: set "
+                "REDIS_PASSWORD where Flink's workers run."
+            ) from error
 
     def close(self) -> None:
         """Give the lease back and close the connections."""
@@ -114,9 +122,11 @@ class Trainer:
         names = self.settings.learner, self.format.classes, self.format.n_features
         if stored is not None and not stored.cleared:
             if stored.meta.learner != self.settings.learner:
-                raise StopJob(f"The stored model was made with LEARNER={stored.meta.learner}, this job has LEARNER="
-                              f"{self.settings.learner}: set it back, or run python redis_clear.py "
-                              f"{self.settings.model_key}.")  # fmt: skip
+                raise StopJob(
+                    f"The stored model was made with LEARNER={stored.meta.learner}, this job has LEARNER="
+                    f"{self.settings.learner}: set it back, or run python redis_clear.py "
+                    f"{self.settings.model_key}."
+                )
             stored.estimator()  # says in a sentence what is wrong with it
             self.learner = load_learner(*names, stored.model, stored.state)
             # A model that is not newer than what this task has seen before: the store was put back.
@@ -136,7 +146,9 @@ class Trainer:
                 f"consumer group {self.settings.kafka_group} has learned from topic "
                 f"{self.settings.input_topic} before (next offsets {committed})"
             )
-        elif topic := topic_with_outputs(self.settings):  # Kafka forgets a group that was away for a week
+        elif topic := topic_with_outputs(
+            self.settings
+        ):  # Kafka forgets a group that was away for a week
             known = f"topic {topic} holds its outputs"
         else:
             return
@@ -167,12 +179,16 @@ class Trainer:
         topic, topic_id, bounds = self.settings.input_topic, self.log.topic_id(), self.log.bounds()
         accept = "To go on with this model from what the topic holds now, run python admin.py model accept."
         if self.meta.topic_id and topic_id != self.meta.topic_id:
-            raise StopJob(f"Topic {topic} was deleted and made again since the model learned from it. {accept}")
+            raise StopJob(
+                f"Topic {topic} was deleted and made again since the model learned from it. {accept}"
+            )
         for partition, following in self.meta.progress.items():
             first, end = bounds.get(partition, (0, 0))
             if end < following:
-                raise StopJob(f"Topic {topic} partition {partition} ends at offset {end}, but the model has learned up to "
-                              f"{following}: the log has lost its end. {accept}")  # fmt: skip
+                raise StopJob(
+                    f"Topic {topic} partition {partition} ends at offset {end}, but the model has learned up to "
+                    f"{following}: the log has lost its end. {accept}"
+                )
             if first > following:
                 raise StopJob(self._expired(partition, following, first))
             offset, checksum = self.meta.checksums.get(partition, (-1, 0))
@@ -180,22 +196,30 @@ class Trainer:
                 continue
             for _, payload in self.log.read(partition, offset, offset + 1):
                 if zlib.crc32(payload or b"") != checksum:
-                    raise StopJob(f"Topic {topic} partition {partition} holds another message at offset {offset} than the "
-                                  f"one that the model learned. {accept}")  # fmt: skip
+                    raise StopJob(
+                        f"Topic {topic} partition {partition} holds another message at offset {offset} than the "
+                        f"one that the model learned. {accept}"
+                    )
         self.accepted = bool(self.stored and not self.stored.cleared and not self.meta.checksums)
         self.delivered = dict(self.meta.progress)
         if self.stored and not self.stored.cleared and not self.accepted:
-            got = {p: min(at, bounds[p][1]) for p, at in self.log.committed().items() if p in bounds}
+            got = {
+                p: min(at, bounds[p][1]) for p, at in self.log.committed().items() if p in bounds
+            }
             self.delivered |= {p: max(at, self.meta.progress.get(p, 0)) for p, at in got.items()}
 
     def _expired(self, partition: int, expected: int, first: int) -> str:
-        return (f"Topic {self.settings.input_topic} partition {partition} begins at offset {first}, but the next sample to "
-                f"learn is {expected}: retention has deleted {first - expected} messages unread. To go on without them, run "
-                "python admin.py model accept.")  # fmt: skip
+        return (
+            f"Topic {self.settings.input_topic} partition {partition} begins at offset {first}, but the next sample to "
+            f"learn is {expected}: retention has deleted {first - expected} messages unread. To go on without them, run "
+            "python admin.py model accept."
+        )
 
     # -- one batch ------------------------------------------------------------------------------------------------------
 
-    def learn(self, payloads: list[bytes | None], partitions: np.ndarray, offsets: np.ndarray) -> Learned:
+    def learn(
+        self, payloads: list[bytes | None], partitions: np.ndarray, offsets: np.ndarray
+    ) -> Learned:
         """Learn a batch in its order and return what to send out; when it returns, the batch is committed.
 
         ``partitions`` and ``offsets``: int64 (n,). Raises ``StopJob``, or ``AwayError`` where Redis takes no commit.
@@ -213,10 +237,14 @@ class Trainer:
         learned = self._on_what_is_there(learn, lambda: self._start_here(partitions, offsets))
         for partition in np.unique(partitions).tolist():
             self.last[partition] = int(offsets[partitions == partition][-1])
-            self.delivered[partition] = max(self.last[partition] + 1, self.delivered.get(partition, 0))
+            self.delivered[partition] = max(
+                self.last[partition] + 1, self.delivered.get(partition, 0)
+            )
         return learned
 
-    def _on_what_is_there(self, work: Callable[[], T], after: Callable[[], None] = lambda: None) -> T:
+    def _on_what_is_there(
+        self, work: Callable[[], T], after: Callable[[], None] = lambda: None
+    ) -> T:
         """Return what the work returns.
 
         Where the store is another by then, load it, call ``after`` and do the work again.
@@ -239,9 +267,11 @@ class Trainer:
             own = offsets[partitions == partition]
             last = self.last.get(int(partition), -1)
             if own[0] <= last or (np.diff(own) <= 0).any():
-                raise StopJob(f"Topic {self.settings.input_topic} partition {partition} went back to offset {own.min()} after "
-                              f"{max(last, int(own.max()))}: was it deleted and made again? Submit the job again; it checks "
-                              "and says what to do.")  # fmt: skip
+                raise StopJob(
+                    f"Topic {self.settings.input_topic} partition {partition} went back to offset {own.min()} after "
+                    f"{max(last, int(own.max()))}: was it deleted and made again? Submit the job again; it checks "
+                    "and says what to do."
+                )
 
     def _start_here(self, partitions: np.ndarray, offsets: np.ndarray) -> None:
         """Let a new model that met its mark in a running task start at this batch: earlier ones were another model's."""
@@ -281,7 +311,9 @@ class Trainer:
                 self._fill(partition, expected, int(own[0]))
                 expected = int(own[0])
             if own[-1] - expected >= len(own):
-                missing[partition] = expected + int(np.argmax(own != expected + np.arange(len(own))))
+                missing[partition] = expected + int(
+                    np.argmax(own != expected + np.arange(len(own)))
+                )
         return missing
 
     def _ask_for_beginnings(self, missing: dict[int, int]) -> Callable[[], None]:
@@ -354,14 +386,21 @@ class Trainer:
         if not fresh.any():
             return learned
         if predicted is not None:
-            sources = parsed.sources if all_new else [parsed.sources[i] for i in np.flatnonzero(learn_now)]
+            sources = (
+                parsed.sources
+                if all_new
+                else [parsed.sources[i] for i in np.flatnonzero(learn_now)]
+            )
             meta.scores.add(y, predicted[learn_now], sources, self.format.classes)
         if len(y):
             with self._naming(partitions, offsets):
                 self.learner.learn(X, y)
         _advance(meta, payloads, partitions, offsets, fresh, len(y), reasons)
         if self.fork:
-            meta.parent, meta.model_id = f"{meta.model_id}:{meta.version}", new_model_id(meta.model_id)
+            meta.parent, meta.model_id = (
+                f"{meta.model_id}:{meta.version}",
+                new_model_id(meta.model_id),
+            )
         meta.version += 1
         meta.cluster_id = self.cluster_id
         meta.cleared_at = 0.0
@@ -394,8 +433,15 @@ class Trainer:
         self.meta, self.fork = meta, False
 
 
-def _outgoing(payloads: list[bytes | None], parsed: Parsed, predicted: np.ndarray | None, version: int | None,
-              partitions: np.ndarray, offsets: np.ndarray, fresh: np.ndarray) -> list[bytes]:  # fmt: skip
+def _outgoing(
+    payloads: list[bytes | None],
+    parsed: Parsed,
+    predicted: np.ndarray | None,
+    version: int | None,
+    partitions: np.ndarray,
+    offsets: np.ndarray,
+    fresh: np.ndarray,
+) -> list[bytes]:
     """Return, per message, the JSON for the predict topic, or for the reject topic where it is bad."""
     good = parsed.good
     guesses = [None] * len(parsed.y) if predicted is None else predicted.tolist()
@@ -415,8 +461,15 @@ def _log_unforeseen(parsed: Parsed, partitions: np.ndarray, offsets: np.ndarray)
         log.error("the message at %s is rejected: %s", place, error, exc_info=error.__cause__)
 
 
-def _advance(meta: Meta, payloads: list[bytes | None], partitions: np.ndarray, offsets: np.ndarray, fresh: np.ndarray,
-             samples: int, reasons: list[str]) -> None:  # fmt: skip
+def _advance(
+    meta: Meta,
+    payloads: list[bytes | None],
+    partitions: np.ndarray,
+    offsets: np.ndarray,
+    fresh: np.ndarray,
+    samples: int,
+    reasons: list[str],
+) -> None:
     """Move counts and progress over the fresh messages of a batch."""
     meta.samples += samples
     meta.rejected += len(reasons)

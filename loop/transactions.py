@@ -19,7 +19,9 @@ from loop.model_store import SUBMISSION
 from loop.topic_log import SourceLog
 from settings import Settings
 
-MODEL_HEADER = "model"  # of each output: the key of the model that it is of, as models may share a topic
+MODEL_HEADER = (
+    "model"  # of each output: the key of the model that it is of, as models may share a topic
+)
 SAMPLED = 1000  # records at each end of a partition that are looked through for outputs
 # What else an output has beside its input's partition and offset.
 FIELDS = ({"predict_y", "model_version"}, {"payload", "reason"})
@@ -37,7 +39,9 @@ def transactional_prefix(config: Settings, topic: str, submission: str) -> str:
 def submissions_in(config: Settings, checkpoint: bytes) -> set[str]:
     """Return the submissions of this model whose transactions a checkpoint's metadata names."""
     found = (
-        match for topic in _outputs(config) for match in _ids(config, topic).finditer(checkpoint.decode("latin-1"))
+        match
+        for topic in _outputs(config)
+        for match in _ids(config, topic).finditer(checkpoint.decode("latin-1"))
     )
     return {match["submission"] for match in found}
 
@@ -64,7 +68,8 @@ def end_leftovers(config: Settings, resumed: Iterable[str] = ()) -> None:
         back = {
             place: OffsetAndMetadata(unread[place.partition], "", -1)
             for place, at in committed.items()
-            if place.topic == config.input_topic and unread.get(place.partition, at.offset) < at.offset
+            if place.topic == config.input_topic
+            and unread.get(place.partition, at.offset) < at.offset
         }
         if back:
             admin.alter_group_offsets(config.kafka_group, back)
@@ -74,7 +79,10 @@ def first_open_inputs(config: Settings) -> dict[int, int]:
     """Return {input partition: lowest input offset} of the outputs behind the first open transaction."""
     lowest: dict[int, int] = {}
     for topic in _outputs(config):
-        stable, ends = _bounds(config, topic, "read_committed"), _bounds(config, topic, "read_uncommitted")
+        stable, ends = (
+            _bounds(config, topic, "read_committed"),
+            _bounds(config, topic, "read_uncommitted"),
+        )
         spans = {partition: (stable[partition][1], end) for partition, (_, end) in ends.items()}
         for partition, offset in _inputs(config, topic, spans, "read_uncommitted"):
             lowest[partition] = min(offset, lowest.get(partition, offset))
@@ -117,7 +125,10 @@ def _bounds(config: Settings, topic: str, isolation: str) -> dict[int, tuple[int
         bounds = records.bounds()
         if isolation == "read_uncommitted":
             return bounds
-        return {partition: (bounds[partition][0], end) for partition, end in records.stable_ends().items()}
+        return {
+            partition: (bounds[partition][0], end)
+            for partition, end in records.stable_ends().items()
+        }
 
 
 def _inputs(
@@ -127,7 +138,9 @@ def _inputs(
     with closing(SourceLog(config, topic, isolation)) as records:
         for partition, (start, end) in spans.items():
             with closing(records.messages(partition, start, end)) as pieces:
-                yield from filter(None, (_input_of(config, message) for piece in pieces for message in piece))
+                yield from filter(
+                    None, (_input_of(config, message) for piece in pieces for message in piece)
+                )
 
 
 def _input_of(config: Settings, message: Message) -> tuple[int, int] | None:

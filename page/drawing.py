@@ -25,7 +25,9 @@ DOT = 1.2  # times the pen's width: what is not larger is a dot and stays one
 NEAR = 0.005  # of the drawing's size: lines whose ends are so near to each other are one stroke
 STEPS = 100  # along the drawing's longer side, where the slant is measured
 MAX_STEPS = 20_000  # in all
-MAX_CORNERS = 300  # of all lines, up to which reportlab draws them; its time grows with their square
+MAX_CORNERS = (
+    300  # of all lines, up to which reportlab draws them; its time grows with their square
+)
 FINE = 4  # pixels per bitmap pixel where filled shapes are measured
 
 
@@ -180,7 +182,9 @@ def _painted(lines: list[Line], side: int) -> np.ndarray:
     return np.asarray(canvas.toPIL().convert("L"))
 
 
-def _painted_at_once(strokes: list[np.ndarray], outlines: list[np.ndarray], side: int) -> np.ndarray:
+def _painted_at_once(
+    strokes: list[np.ndarray], outlines: list[np.ndarray], side: int
+) -> np.ndarray:
     """Return what ``_painted`` does, in a time that doesn't grow with the square of the lines' points."""
     scale = 2 * FINE
     ink = np.zeros((scale * SIDE, scale * SIDE), bool)
@@ -189,7 +193,15 @@ def _painted_at_once(strokes: list[np.ndarray], outlines: list[np.ndarray], side
     if strokes:
         thin = np.ones(ink.shape, np.uint8)
         for points in strokes:
-            cv2.polylines(thin, [np.round((points * scale - 0.5) * 16).astype(np.int32)], False, 0, 1, cv2.LINE_8, 4)
+            cv2.polylines(
+                thin,
+                [np.round((points * scale - 0.5) * 16).astype(np.int32)],
+                False,
+                0,
+                1,
+                cv2.LINE_8,
+                4,
+            )
         away = cv2.distanceTransform(thin, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         ink |= away <= PEN * scale / 2
     return cv2.resize(ink.astype(np.uint8) * 255, (side, side), interpolation=cv2.INTER_AREA)

@@ -39,12 +39,16 @@ def guard(app: Flask, settings: Settings) -> Limiter:
     def _check() -> None:
         _check_host(request, hosts)
         if request.method not in ("GET", "HEAD"):
-            _check_origin(request, f"{public.scheme}://{public.netloc}".lower() if public.hostname else "")
+            _check_origin(
+                request, f"{public.scheme}://{public.netloc}".lower() if public.hostname else ""
+            )
 
     @app.after_request
     def _harden(response: Response) -> Response:
         response.headers.update(HEADERS)
-        response.headers.setdefault("Cache-Control", "no-cache" if request.path.startswith("/static/") else "no-store")
+        response.headers.setdefault(
+            "Cache-Control", "no-cache" if request.path.startswith("/static/") else "no-store"
+        )
         return response
 
     return Limiter(lambda: "everyone", app=app, storage_uri="memory://", strategy="moving-window")
@@ -65,9 +69,13 @@ def check_may_teach(settings: Settings) -> None:
         return
     token = settings.feedback_token.get_secret_value()
     if not token:
-        raise Forbidden("Others can reach this page and it has no FEEDBACK_TOKEN, so it can't be taught.")
+        raise Forbidden(
+            "Others can reach this page and it has no FEEDBACK_TOKEN, so it can't be taught."
+        )
     if not hmac.compare_digest(token.encode(), request.headers.get(TOKEN_HEADER, "").encode()):
-        raise Forbidden("Teaching needs a token here: open the page with #token=... at the end of its address.")
+        raise Forbidden(
+            "Teaching needs a token here: open the page with #token=... at the end of its address."
+        )
 
 
 def _check_host(asked: Request, hosts: set[str]) -> None:

@@ -70,12 +70,16 @@ class Shape:
 def ink_of(shapes: Sequence[Shape], view: np.ndarray | None, paper: Colour) -> list[Line]:
     """Return the lines of ink; ``view`` is the page's box (4,) if the drawing names one, ``paper`` its colour."""
     shapes = [_with_area(shape) for shape in shapes if shape.lines]
-    if paper == WHITE and all(shape.stroke == BLACK and not shape.fill and not shape.clips for shape in shapes):
+    if paper == WHITE and all(
+        shape.stroke == BLACK and not shape.fill and not shape.clips for shape in shapes
+    ):
         return _strokes(shapes)  # the page's own drawings
     if not shapes:
         return []
     shapes, paper = _without_page(shapes, view, paper)
-    limit = _limit([_contrast(paint, paper) for shape in shapes for paint in (shape.fill, shape.stroke)])
+    limit = _limit(
+        [_contrast(paint, paper) for shape in shapes for paint in (shape.fill, shape.stroke)]
+    )
     shapes = [_unclipped(shape) for shape in _dabs(shapes, paper, limit)]
     kept = _visible(shapes, paper, limit)
     if any(shape.fill or shape.clips or _contrast(shape.stroke, paper) < limit for shape in kept):
@@ -112,7 +116,12 @@ def _visible(shapes: list[Shape], paper: Colour, limit: float) -> list[Shape]:
         for paint in (shape.fill, shape.stroke):
             shows = _contrast(paint, paper) >= limit
             is_ink[i] |= shows
-            hides = not shows and paint and paint[3] >= COVERS and _meet(boxes[i], boxes[:i][is_ink[:i]]).any()
+            hides = (
+                not shows
+                and paint
+                and paint[3] >= COVERS
+                and _meet(boxes[i], boxes[:i][is_ink[:i]]).any()
+            )
             paints.append(paint if shows or hides else None)
         if paints[0] or paints[1]:
             kept.append(replace(shape, fill=paints[0], stroke=paints[1]))
@@ -135,14 +144,20 @@ def _holds(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     return low.all(axis=-1) & high.all(axis=-1)
 
 
-def _without_page(shapes: list[Shape], view: np.ndarray | None, paper: Colour) -> tuple[list[Shape], Colour]:
+def _without_page(
+    shapes: list[Shape], view: np.ndarray | None, paper: Colour
+) -> tuple[list[Shape], Colour]:
     """Return the shapes on the page, and its colour: the page is the last shape that holds all the rest, if any."""
     boxes = np.array([shape.box for shape in shapes])
     seen = boxes if view is None else np.array([_seen(box, view) for box in boxes])
     square = np.array([_is_square(shape) for shape in shapes])
-    fills, strokes = (_table([getattr(shape, kind) for shape in shapes]) for kind in ("fill", "stroke"))
+    fills, strokes = (
+        _table([getattr(shape, kind) for shape in shapes]) for kind in ("fill", "stroke")
+    )
     whole = square & _holds(boxes, view) if view is not None else np.zeros(len(shapes), bool)
-    may_be = np.flatnonzero((fills[:, 3] >= COVERS) | (whole & (strokes[:, 3] > 0)))  # a frame; a ring may be a digit
+    may_be = np.flatnonzero(
+        (fills[:, 3] >= COVERS) | (whole & (strokes[:, 3] > 0))
+    )  # a frame; a ring may be a digit
     for i in [*may_be[: -PAGES - 1 : -1], *may_be[:-PAGES][:PAGES][::-1]]:
         colour = _over(shapes[i].fill, paper)
         shown = np.maximum(_contrasts(fills, colour), _contrasts(strokes, colour)) >= FAINT
@@ -173,7 +188,10 @@ def _seen(box: np.ndarray, view: np.ndarray) -> np.ndarray:
 def _over(paint: Colour | None, behind: Colour) -> Colour:
     if paint is None:
         return behind
-    r, g, b = (paint[3] * one + (1 - paint[3]) * other for one, other in zip(paint[:3], behind[:3], strict=True))
+    r, g, b = (
+        paint[3] * one + (1 - paint[3]) * other
+        for one, other in zip(paint[:3], behind[:3], strict=True)
+    )
     return r, g, b, 1.0
 
 
@@ -192,7 +210,9 @@ def _is_square(shape: Shape) -> bool:
 
 def _dabs(shapes: list[Shape], paper: Colour, limit: float) -> list[Shape]:
     """Return the shapes with small filled dots beside strokes as what they are, taps of the same pen."""
-    pen = max((shape.width for shape in shapes if _contrast(shape.stroke, paper) >= limit), default=0.0)
+    pen = max(
+        (shape.width for shape in shapes if _contrast(shape.stroke, paper) >= limit), default=0.0
+    )
     return [_dab(shape) if pen and _is_dab(shape, pen, paper, limit) else shape for shape in shapes]
 
 
@@ -206,14 +226,18 @@ def _is_dab(shape: Shape, pen: float, paper: Colour, limit: float) -> bool:
 def _dab(shape: Shape) -> Shape:
     x0, y0, x1, y1 = shape.box
     middle = np.array([[(x0 + x1) / 2, (y0 + y1) / 2]])
-    return Shape([middle], None, shape.fill, max(x1 - x0, y1 - y0) + (shape.width if shape.stroke else 0))
+    return Shape(
+        [middle], None, shape.fill, max(x1 - x0, y1 - y0) + (shape.width if shape.stroke else 0)
+    )
 
 
 def _unclipped(shape: Shape) -> Shape:
     """Return the shape without those of its clips that hold all of it."""
     if not shape.clips:
         return shape
-    clips = tuple(clip for clip in shape.clips if not (len(clip) == 1 and _clip_holds(clip[0], shape)))
+    clips = tuple(
+        clip for clip in shape.clips if not (len(clip) == 1 and _clip_holds(clip[0], shape))
+    )
     return replace(shape, clips=clips)
 
 
@@ -224,8 +248,13 @@ def _clip_holds(clip: Shape, shape: Shape) -> bool:
 def _outlines(shapes: list[Shape], paper: Colour, limit: float) -> list[Line]:
     """Return the outlines of all that is ink once everything is painted, holes turned the other way round."""
     shapes = _together(shapes)
-    if sum(bool(shape.fill) + len(shape.clips) + 0.3 * bool(shape.stroke) for shape in shapes) > MAX_PAINTED:
-        raise DrawingError(f"The drawing has more than {MAX_PAINTED} areas that are filled or painted over.")
+    if (
+        sum(bool(shape.fill) + len(shape.clips) + 0.3 * bool(shape.stroke) for shape in shapes)
+        > MAX_PAINTED
+    ):
+        raise DrawingError(
+            f"The drawing has more than {MAX_PAINTED} areas that are filled or painted over."
+        )
     boxes = np.array([_grown(shape) for shape in shapes if _shows_ink(shape, paper, limit)])
     corner = boxes[:, :2].min(axis=0)
     size = max(float((boxes[:, 2:].max(axis=0) - corner).max()), 1e-9)
@@ -237,7 +266,11 @@ def _outlines(shapes: list[Shape], paper: Colour, limit: float) -> list[Line]:
         picture.paint(shape, paper)
     ink = picture.canvas >= max(limit, SHARE * float(picture.canvas.max()))
     contours, family = cv2.findContours(_tidied(ink), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    kept = [one for i, one in enumerate(contours) if family[0][i][3] < 0 or cv2.contourArea(one) > PINHOLE]
+    kept = [
+        one
+        for i, one in enumerate(contours)
+        if family[0][i][3] < 0 or cv2.contourArea(one) > PINHOLE
+    ]
     if SMOOTH:
         kept = [cv2.approxPolyDP(one, SMOOTH, closed=True) for one in kept]
     return [Line((one[:, 0] - 1.5) / picture.scale + corner, 0.0, filled=True) for one in kept]
@@ -303,7 +336,9 @@ class _Picture:
 
     def paint(self, shape: Shape, paper: Colour) -> None:
         """Paint a shape over what is there."""
-        lines = [np.clip((points - self.corner) * self.scale + 2, -1e6, 1e6) for points in shape.lines]
+        lines = [
+            np.clip((points - self.corner) * self.scale + 2, -1e6, 1e6) for points in shape.lines
+        ]
         spare = 2 + (shape.width * self.scale / 2 if shape.stroke else 0)
         points = np.vstack(lines)
         low = np.clip(points.min(axis=0) - spare, 0, self.side).astype(int)
@@ -318,19 +353,25 @@ class _Picture:
                 continue
             contrast = _contrast((*paint[:3], 1.0), paper)
             mask = (
-                self._filled(lines, shape, high - low, contrast) if is_fill else self._stroked(lines, shape, high - low)
+                self._filled(lines, shape, high - low, contrast)
+                if is_fill
+                else self._stroked(lines, shape, high - low)
             )
             if clip is not None:
                 mask &= clip
             here = self.canvas[window]
             here[mask] += paint[3] * (np.float32(contrast) - here[mask])
 
-    def _filled(self, lines: list[np.ndarray], shape: Shape, size: np.ndarray, contrast: float) -> np.ndarray:
+    def _filled(
+        self, lines: list[np.ndarray], shape: Shape, size: np.ndarray, contrast: float
+    ) -> np.ndarray:
         """Return the pixels a fill takes: with its edge where it is ink, without where it is paper."""
         inside = inside_of(lines, (int(size[1]), int(size[0])), shape.evenodd)
         edge = np.zeros(inside.shape, np.uint8)
         for line in lines:
-            turned = line if _area(line) >= 0 else line[::-1]  # a line's pixels depend on its direction
+            turned = (
+                line if _area(line) >= 0 else line[::-1]
+            )  # a line's pixels depend on its direction
             cv2.polylines(edge, [_fixed(turned)], True, 1, 1, cv2.LINE_8, 4)
         return inside | (edge > 0) if contrast >= FAINT else inside & (edge == 0)
 
@@ -351,7 +392,10 @@ class _Picture:
         for clip in shape.clips:
             any_of = np.zeros(size, bool)
             for part in clip:
-                lines = [np.clip((points - self.corner) * self.scale + 2, -1e6, 1e6) - low for points in part.lines]
+                lines = [
+                    np.clip((points - self.corner) * self.scale + 2, -1e6, 1e6) - low
+                    for points in part.lines
+                ]
                 any_of |= inside_of(lines, size, part.evenodd)
             left &= any_of
         return left
@@ -372,13 +416,21 @@ def inside_of(lines: list[np.ndarray], size: tuple[int, int], evenodd: bool) -> 
     height, width = size
     start = np.vstack(lines)
     end = np.vstack([np.roll(line, -1, axis=0) for line in lines])
-    first, last = (np.clip(np.ceil(points[:, 1] - 0.5), 0, height).astype(int) for points in (start, end))
+    first, last = (
+        np.clip(np.ceil(points[:, 1] - 0.5), 0, height).astype(int) for points in (start, end)
+    )
     rows = np.abs(last - first)
     edge = np.repeat(np.arange(len(rows)), rows)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(rows) - rows, rows) + np.minimum(first, last)[edge]
+    row = (
+        np.arange(len(edge))
+        - np.repeat(np.cumsum(rows) - rows, rows)
+        + np.minimum(first, last)[edge]
+    )
     slope = (end[:, 0] - start[:, 0]) / np.where(rows > 0, end[:, 1] - start[:, 1], 1)
     x = start[edge, 0] + (row + 0.5 - start[edge, 1]) * slope[edge]
     column = np.clip(np.ceil(x - 0.5), 0, width).astype(int)
-    turns = np.bincount(row * (width + 1) + column, np.sign(last - first)[edge], height * (width + 1))
+    turns = np.bincount(
+        row * (width + 1) + column, np.sign(last - first)[edge], height * (width + 1)
+    )
     turns = turns.reshape(height, width + 1)[:, :width].cumsum(axis=1).round().astype(int)
     return turns % 2 == 1 if evenodd else turns != 0

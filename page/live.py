@@ -43,7 +43,9 @@ class History:
     def __init__(self, settings: Settings) -> None:
         self.key = f"{{{settings.model_key}}}:history"
         self.points: list[list] = []
-        self._redis = redis.Redis(**settings.redis_client(), socket_timeout=2, socket_connect_timeout=2)
+        self._redis = redis.Redis(
+            **settings.redis_client(), socket_timeout=2, socket_connect_timeout=2
+        )
         self.loaded = False
         self.error: str | None = None
         self._said_until = 0.0
@@ -82,13 +84,17 @@ class History:
             self._unsaved = len(self.points)  # writes the list again, without what is broken
             self._said_until = time.monotonic() + SAID_FOR
             broken = len(found) - len(earlier)
-            self.error = f"{broken} broken points of the history in Redis key {self.key} were left out."
+            self.error = (
+                f"{broken} broken points of the history in Redis key {self.key} were left out."
+            )
 
     def _save(self) -> None:
         with self._redis.pipeline(transaction=True) as writes:
             if self._unsaved >= len(self.points):
                 writes.delete(self.key)
-            writes.rpush(self.key, *[orjson.dumps(point) for point in self.points[-self._unsaved :]])
+            writes.rpush(
+                self.key, *[orjson.dumps(point) for point in self.points[-self._unsaved :]]
+            )
             writes.ltrim(self.key, -MAX_POINTS, -1)
             writes.execute()
         self._unsaved = 0
@@ -104,7 +110,9 @@ def read_point(text: bytes) -> list | None:
         return None
     shares = [found[i] for i in (3, 4, 6)]
     numbers = [found[i] for i in (0, 1, 2, 5)]
-    good = all(type(v) in (int, float) for v in numbers) and all(v is None or type(v) in (int, float) for v in shares)
+    good = all(type(v) in (int, float) for v in numbers) and all(
+        v is None or type(v) in (int, float) for v in shares
+    )
     return found if good else None
 
 
@@ -157,7 +165,9 @@ class Live:
                 self.error = None
             except Exception as error:
                 if self.error is None:
-                    log.exception("what is shown live could not be brought up to date; the next second tries again")
+                    log.exception(
+                        "what is shown live could not be brought up to date; the next second tries again"
+                    )
                 self.error = f"The live figures can't be brought up to date ({type(error).__name__}: {error})."
             self._notify()
 
@@ -179,7 +189,9 @@ class Live:
         samples = list(self.samples.samples)[-EXAMPLES:]
         if not self._clients or not samples:
             return
-        new = weight_pictures(stored.estimator(), np.array([sample["x"] for sample in samples], dtype=np.float64))
+        new = weight_pictures(
+            stored.estimator(), np.array([sample["x"] for sample in samples], dtype=np.float64)
+        )
         if new is None:
             self._weights = None
         elif self._weights is None or self._weights[0] != stored.meta.model_id:
@@ -194,15 +206,25 @@ class Live:
         """
         stored = self.watcher.current
         model = f"version {stored.meta.version}" if stored else "There is no model yet."
-        found = {"redis": self.watcher.error or "up", "kafka": self.samples.error or "up", "model": model}
-        troubles = {"samples": self.samples.foreign, "history": self.history.error, "live": self.error}
+        found = {
+            "redis": self.watcher.error or "up",
+            "kafka": self.samples.error or "up",
+            "model": model,
+        }
+        troubles = {
+            "samples": self.samples.foreign,
+            "history": self.history.error,
+            "live": self.error,
+        }
         return found | {part: trouble for part, trouble in troubles.items() if trouble}
 
     def enter(self) -> None:
         """Take a place among the clients, which must ``leave``; raises ``TooManyClientsError``."""
         with self._changed:
             if self._clients >= MAX_CLIENTS:
-                raise TooManyClientsError(f"{MAX_CLIENTS} pages are already watching; close one and reload.")
+                raise TooManyClientsError(
+                    f"{MAX_CLIENTS} pages are already watching; close one and reload."
+                )
             self._clients += 1
 
     def leave(self) -> None:
@@ -224,7 +246,9 @@ class Live:
     def model_state(self) -> dict:
         """Return what is said of the model at each of its changes."""
         stored = self.watcher.current
-        return model_state(stored) | {"rate": round(self.rate(), 1)} if stored else {"version": None}
+        return (
+            model_state(stored) | {"rate": round(self.rate(), 1)} if stored else {"version": None}
+        )
 
     def scores(self) -> dict:
         """Return what was counted by digit and for people's drawings."""
@@ -259,7 +283,10 @@ class _Client:
         if not events and now - self.beat < HEARTBEAT:
             return
         self.beat = now
-        yield b"".join(b"event: %b\ndata: %b\n\n" % event for event in events) or b"event: beat\ndata: {}\n\n"
+        yield (
+            b"".join(b"event: %b\ndata: %b\n\n" % event for event in events)
+            or b"event: beat\ndata: {}\n\n"
+        )
 
     def _changed(self, live: Live) -> Iterator[tuple[bytes, bytes]]:
         due: dict[str, Callable[[], object]] = {"model": live.model_state}
@@ -306,8 +333,18 @@ def point(stored: Stored, now: float, rate: float) -> list:
     meta = stored.meta
     people, right = meta.scores.by_source.get("page", [0, 0])
     shares = [meta.scores.accuracy, meta.scores.accuracy_100, right / people if people else None]
-    accuracy, accuracy_100, peoples = [None if share is None else round(share, 4) for share in shares]
-    return [round(now, 1), meta.version, meta.samples, accuracy, accuracy_100, round(rate, 1), peoples]
+    accuracy, accuracy_100, peoples = [
+        None if share is None else round(share, 4) for share in shares
+    ]
+    return [
+        round(now, 1),
+        meta.version,
+        meta.samples,
+        accuracy,
+        accuracy_100,
+        round(rate, 1),
+        peoples,
+    ]
 
 
 def weight_pictures(estimator: Any, examples: np.ndarray) -> np.ndarray | None:

@@ -65,7 +65,9 @@ _UNITS = {
     "rem": 16.0,
     "ex": 8.0,
 }
-_CALL = re.compile(r"(matrix|(?:translate|scale|skew)[XY]?|rotate)\s*\(([^()]{1,200})\)", re.ASCII | re.I)
+_CALL = re.compile(
+    r"(matrix|(?:translate|scale|skew)[XY]?|rotate)\s*\(([^()]{1,200})\)", re.ASCII | re.I
+)
 _ARGUMENT = re.compile(rf"({_NUMBER})(px|deg|rad|grad|turn|)", re.ASCII | re.I)
 _DEGREES = {"deg": 1.0, "rad": 180 / math.pi, "grad": 0.9, "turn": 360.0, "": 1.0, "px": 1.0}
 _TAKES = {
@@ -82,8 +84,12 @@ _TAKES = {
 }
 _FONTS = re.compile(r"@font-face\s*\{[^{}]*\}", re.I)
 _SELECTOR = re.compile(r"(?:[\w\s.#*>-]|:root)+")
-_NOW_AND_THEN = re.compile(r":(?:hover|focus[\w-]*|active|visited|target|:?before|:?after|:selection)\b", re.I)
-_MEDIA = re.compile(r"(?:only\s+)?(?:all|screen)?\s*(?:(?:and\s+)?\(prefers-color-scheme:\s*light\))?", re.I)
+_NOW_AND_THEN = re.compile(
+    r":(?:hover|focus[\w-]*|active|visited|target|:?before|:?after|:selection)\b", re.I
+)
+_MEDIA = re.compile(
+    r"(?:only\s+)?(?:all|screen)?\s*(?:(?:and\s+)?\(prefers-color-scheme:\s*light\))?", re.I
+)
 _UNSEEN = {"font-face", "keyframes", "-webkit-keyframes", "charset", "namespace", "page"}
 _VARIABLE = re.compile(r"var\(\s*--[\w-]+\s*(?:,(.*))?\)", re.S)
 _IMPORTANT = re.compile(r"\s*!\s*important\s*$", re.I)
@@ -107,14 +113,18 @@ class Sheet:
             return
         text = _FONTS.sub("", "\n".join(texts))
         if len(text) > MAX_CSS:
-            raise DrawingError(f"The drawing's style sheets are longer than {MAX_CSS:,} characters.")
+            raise DrawingError(
+                f"The drawing's style sheets are longer than {MAX_CSS:,} characters."
+            )
         self._add(tinycss2.parse_stylesheet(text, skip_comments=True, skip_whitespace=True))
         if not self._selectors:
             return
         for element in cssselect2.ElementWrapper.from_xml_root(root).iter_subtree():
             self._wrapped[element.etree_element] = element
             if len(self._wrapped) > MAX_STYLED:
-                raise DrawingError(f"The drawing has a style sheet for more than {MAX_STYLED:,} elements.")
+                raise DrawingError(
+                    f"The drawing has a style sheet for more than {MAX_STYLED:,} elements."
+                )
 
     def style_of(self, element: etree._Element, parent: Style) -> Style:
         """Return all properties of an element whose parent, or whose <use>, has the style ``parent``."""
@@ -131,7 +141,9 @@ class Sheet:
 
     def _declared(self, element: etree._Element) -> Style:
         """Return what is declared for an element itself; the weaker first: attributes, rules, its own style."""
-        plain = {name: value.strip() for name, value in element.attrib.items() if _holds(name, value)}
+        plain = {
+            name: value.strip() for name, value in element.attrib.items() if _holds(name, value)
+        }
         important: Style = {}
         own = element.get("style", "")
         if len(own) > MAX_STYLE:
@@ -163,9 +175,15 @@ class Sheet:
         name = rule.lower_at_keyword
         if name == "media":
             if _MEDIA.fullmatch(tinycss2.serialize(rule.prelude).strip()):
-                self._add(tinycss2.parse_rule_list(rule.content or [], skip_comments=True, skip_whitespace=True))
+                self._add(
+                    tinycss2.parse_rule_list(
+                        rule.content or [], skip_comments=True, skip_whitespace=True
+                    )
+                )
         elif name not in _UNSEEN:
-            raise DrawingError(f"The drawing's style sheet has @{name[:40]}, which a drawing doesn't need.")
+            raise DrawingError(
+                f"The drawing's style sheet has @{name[:40]}, which a drawing doesn't need."
+            )
 
     def _add_rule(self, rule: tinycss2.ast.QualifiedRule) -> None:
         text = tinycss2.serialize(rule.prelude)
@@ -177,13 +195,19 @@ class Sheet:
                 continue
             self._selectors += 1
             if self._selectors > MAX_SELECTORS:
-                raise DrawingError(f"The drawing's style sheets have more than {MAX_SELECTORS} selectors.")
+                raise DrawingError(
+                    f"The drawing's style sheets have more than {MAX_SELECTORS} selectors."
+                )
             if not _SELECTOR.fullmatch(selector) or len(re.split(r"[\s>]+", selector.strip())) > 4:
-                raise DrawingError("The drawing's style sheet has a selector that can't be followed.")
+                raise DrawingError(
+                    "The drawing's style sheet has a selector that can't be followed."
+                )
             try:
                 compiled = cssselect2.compile_selector_list(selector)
             except cssselect2.SelectorError:
-                raise DrawingError("The drawing's style sheet has a selector that can't be followed.") from None
+                raise DrawingError(
+                    "The drawing's style sheet has a selector that can't be followed."
+                ) from None
             for one in compiled:
                 self._matcher.add_selector(one, declarations)
 
@@ -261,13 +285,17 @@ def _paint(value: str) -> Colour | str | bool | None:
         if variable[1] is None:
             raise DrawingError("The drawing has a colour that is a CSS variable.")
         return _paint(variable[1])
-    found = parse_color(re.sub(r"\s+(?:icc-color|device-color)\(.*", "", value), color_schemes=("light",))
+    found = parse_color(
+        re.sub(r"\s+(?:icc-color|device-color)\(.*", "", value), color_schemes=("light",)
+    )
     if found is None or found == "currentcolor":
         return found or False
     try:
         red, green, blue, alpha = found.to("srgb")
     except NotImplementedError:
-        raise DrawingError("The drawing has a colour in a colour space that can't be followed.") from None
+        raise DrawingError(
+            "The drawing has a colour in a colour space that can't be followed."
+        ) from None
     r, g, b, a = (min(max(float(part or 0), 0.0), 1.0) for part in (red, green, blue, alpha))
     return r, g, b, a
 
@@ -304,7 +332,9 @@ def transform(style: Style) -> np.ndarray | None:
         matrix = matrix @ _called(name.lower(), arguments)
     if style["transform-origin"] in ("0 0", "0px 0px", "0", "0px", "0% 0%", "left top", "top left"):
         return matrix
-    origin = [_LENGTH.fullmatch(word) for word in style["transform-origin"].replace(",", " ").split()[:2]]
+    origin = [
+        _LENGTH.fullmatch(word) for word in style["transform-origin"].replace(",", " ").split()[:2]
+    ]
     if len(origin) != 2 or not all(match and match[2] in ("", "px") for match in origin):
         raise DrawingError("The drawing has a transform-origin that can't be followed.")
     x, y = (float(match[1]) for match in origin if match)
@@ -324,14 +354,24 @@ def _called(name: str, arguments: str) -> np.ndarray:
         a, b, c, d, e, f = given
         return np.array([[a, c, e], [b, d, f], [0, 0, 1]])
     if name.startswith("translate"):
-        x, y = {"translatey": (0.0, given[0])}.get(name, (given[0], given[1] if len(given) > 1 else 0.0))
+        x, y = {"translatey": (0.0, given[0])}.get(
+            name, (given[0], given[1] if len(given) > 1 else 0.0)
+        )
         return moved(x, y)
     if name.startswith("scale"):
-        x, y = {"scalex": (given[0], 1.0), "scaley": (1.0, given[0])}.get(name, (given[0], given[-1]))
+        x, y = {"scalex": (given[0], 1.0), "scaley": (1.0, given[0])}.get(
+            name, (given[0], given[-1])
+        )
         return np.diag([x, y, 1.0])
     angle = math.radians(given[0])
     if name == "rotate":
-        turn = np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
+        turn = np.array(
+            [
+                [math.cos(angle), -math.sin(angle), 0],
+                [math.sin(angle), math.cos(angle), 0],
+                [0, 0, 1],
+            ]
+        )
         return turn if len(given) == 1 else moved(*given[1:]) @ turn @ moved(-given[1], -given[2])
     shear = np.eye(3)
     shear[(0, 1) if name == "skewx" else (1, 0)] = math.tan(angle)

@@ -39,13 +39,17 @@ MAX_NUMBERS = 20_000
 MAX_COORDINATE = 100_000.0
 MAX_DEPTH = 20
 MAX_LINES = 500
-CURVE_STEPS = 4_000  # straight pieces of all curves together, about; at least 8, at most 32 for each
+CURVE_STEPS = (
+    4_000  # straight pieces of all curves together, about; at least 8, at most 32 for each
+)
 SVG = "http://www.w3.org/2000/svg"
 
 _NUMBER = r"(?>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
 _NUMBERS = re.compile(_NUMBER, re.ASCII)
 _ARC = re.compile(
-    rf"({_NUMBER})~({_NUMBER})~({_NUMBER})~([01])~([01])~({_NUMBER})~({_NUMBER})".replace("~", r"[\s,]*+")
+    rf"({_NUMBER})~({_NUMBER})~({_NUMBER})~([01])~([01])~({_NUMBER})~({_NUMBER})".replace(
+        "~", r"[\s,]*+"
+    )
 )
 _COMMANDS = re.compile(r"([MmZzLlHhVvCcSsQqTtAa])")
 _ARGUMENTS = {"m": 2, "l": 2, "h": 1, "v": 1, "c": 6, "s": 4, "q": 4, "t": 2, "a": 7, "z": 0}
@@ -56,7 +60,19 @@ _DOCTYPE = re.compile(
 _PREFIX = re.compile(r"\s*(?:data:)?image/svg[+ ]xml((?:;[\w=-]{1,30}){0,3}),", re.I | re.ASCII)
 _LOADS = re.compile(r"url\s*\(\s*[\"']?\s*[^\s\"'#]|@import|expression\s*\(|javascript:", re.I)
 _IGNORED = {
-    *("title", "desc", "defs", "metadata", "style", "symbol", "clipPath", "mask", "marker", "filter", "pattern"),
+    *(
+        "title",
+        "desc",
+        "defs",
+        "metadata",
+        "style",
+        "symbol",
+        "clipPath",
+        "mask",
+        "marker",
+        "filter",
+        "pattern",
+    ),
     *("linearGradient", "radialGradient", "view", "cursor", "font", "font-face"),
 }
 _MARKERS = ("marker-start", "marker-mid", "marker-end")
@@ -105,7 +121,9 @@ def _unpacked(text: str) -> bytes:
     joined = text.translate(_UNBROKEN).lstrip() if _BROKEN.search(text) else text.lstrip()
     whole = joined.rstrip()
     data = _from_base64(whole.replace(" ", "+"))
-    if joined != whole and not data.rstrip().endswith(b">"):  # the last blank was a "+", which a last ">" may end in
+    if joined != whole and not data.rstrip().endswith(
+        b">"
+    ):  # the last blank was a "+", which a last ">" may end in
         return _from_base64(whole.replace(" ", "+") + "+")
     return data
 
@@ -125,7 +143,9 @@ def _parsed(text: str) -> etree._Element:
     doctype = _DOCTYPE.match(text, at)  # names what an SVG is and loads nothing
     text = text[doctype.end() if doctype else at :]
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise DrawingError("The drawing declares a document type or entities, which a drawing doesn't need.")
+        raise DrawingError(
+            "The drawing declares a document type or entities, which a drawing doesn't need."
+        )
     parser = etree.XMLParser(
         resolve_entities=False,
         no_network=True,
@@ -175,10 +195,14 @@ class _Reader:
         self.view: np.ndarray | None = None
         self.paper: Colour = (1.0, 1.0, 1.0, 1.0)
         self._shapes: list[Shape] = []
-        self._curves: list[tuple[str, int, Shape, np.ndarray | None]] = []  # a path, its lines, whose, and where
+        self._curves: list[
+            tuple[str, int, Shape, np.ndarray | None]
+        ] = []  # a path, its lines, whose, and where
         self._outline_of: str | None = None  # "clip" or "mask" while its shapes are read
         self._ids: dict[str, etree._Element] | None = None
-        self.sheet = Sheet(root, ["".join(style.itertext()) for style in root.iter(f"{{{SVG}}}style", "style")])
+        self.sheet = Sheet(
+            root, ["".join(style.itertext()) for style in root.iter(f"{{{SVG}}}style", "style")]
+        )
 
     def read(self) -> list[Shape]:
         """Return all shapes in the order in which they are painted, in one system of coordinates."""
@@ -203,7 +227,9 @@ class _Reader:
         own = [length("size", text, 0.0) if text and text != "auto" else 0.0 for text in given]
         self.size = np.array(box[2:] if box else [own[0] or 300.0, own[1] or 150.0])
         if box or all(own):
-            self.view = np.array([box[0], box[1], box[0] + box[2], box[1] + box[3]] if box else [0.0, 0.0, *own])
+            self.view = np.array(
+                [box[0], box[1], box[0] + box[2], box[1] + box[3]] if box else [0.0, 0.0, *own]
+            )
         matrix = transform(style)
         if box and all(own) and self.root.get("preserveAspectRatio", "").strip().startswith("none"):
             stretch = np.diag([1.0, (own[1] / box[3]) / (own[0] / box[2]), 1.0])
@@ -223,7 +249,9 @@ class _Reader:
             raise DrawingError("The drawing has a viewBox that is not four numbers.")
         return box if min(box[2:]) > 0 else None
 
-    def _children(self, parent: etree._Element, style: Style, matrix, clips, shown: float, depth: int) -> None:
+    def _children(
+        self, parent: etree._Element, style: Style, matrix, clips, shown: float, depth: int
+    ) -> None:
         if depth > MAX_DEPTH:
             raise DrawingError(f"The drawing's groups are nested deeper than {MAX_DEPTH}.")
         for child in parent:
@@ -237,7 +265,16 @@ class _Reader:
                     return
             self.definitions |= name == "defs" and len(child) > 0
 
-    def _child(self, name: str, child: etree._Element, parent: Style, matrix, clips, shown: float, depth: int) -> None:
+    def _child(
+        self,
+        name: str,
+        child: etree._Element,
+        parent: Style,
+        matrix,
+        clips,
+        shown: float,
+        depth: int,
+    ) -> None:
         """Read one element; ``matrix`` takes its points to the page, ``shown`` is how opaque its groups are."""
         if _name(child.getparent()) == "switch" and not _chosen(child):
             return
@@ -271,9 +308,14 @@ class _Reader:
                 or key.startswith("on")
                 or ((":" in value or "(" in value or "@" in value) and _LOADS.search(value))
             ):
-                raise DrawingError(f"The drawing's {key[:40]} refers to something outside it or runs a script.")
+                raise DrawingError(
+                    f"The drawing's {key[:40]} refers to something outside it or runs a script."
+                )
         style = self.sheet.style_of(element, parent)
-        if any("(" in style[key] and _LOADS.search(style[key]) for key in ("fill", "stroke", "clip-path", "mask")):
+        if any(
+            "(" in style[key] and _LOADS.search(style[key])
+            for key in ("fill", "stroke", "clip-path", "mask")
+        ):
             raise DrawingError("The drawing's style sheet refers to something outside it.")
         return style
 
@@ -284,16 +326,25 @@ class _Reader:
                 self._ids.setdefault(element.get("id", ""), element)
         return self._ids.get(name) if name else None
 
-    def _use(self, use: etree._Element, style: Style, matrix, clips, shown: float, depth: int) -> None:
-        href = next((value for key, value in use.attrib.items() if key.rpartition("}")[2] == "href"), "")
+    def _use(
+        self, use: etree._Element, style: Style, matrix, clips, shown: float, depth: int
+    ) -> None:
+        href = next(
+            (value for key, value in use.attrib.items() if key.rpartition("}")[2] == "href"), ""
+        )
         target = self._find(href.strip()[1:])
         if target is None:
             return
-        x, y = (self._length(key, use.get(key, "0"), whole) for key, whole in zip("xy", self.size, strict=True))
+        x, y = (
+            self._length(key, use.get(key, "0"), whole)
+            for key, whole in zip("xy", self.size, strict=True)
+        )
         matrix = _after(matrix, moved(x, y) if x or y else None)
         self.elements += 1
         if self.elements > MAX_ELEMENTS or depth >= MAX_DEPTH:
-            raise DrawingError(f"The drawing has more than {MAX_ELEMENTS} elements, or <use> in circles.")
+            raise DrawingError(
+                f"The drawing has more than {MAX_ELEMENTS} elements, or <use> in circles."
+            )
         name = _name(target)
         if name not in ("symbol", "svg"):
             self._child(name, target, style, matrix, clips, shown, depth + 1)
@@ -301,7 +352,9 @@ class _Reader:
         style = self._style(target, style)
         if style["display"].lower() != "none":
             matrix = _after(_after(matrix, transform(style)), self._fitted(target, use))
-            self._children(target, style, matrix, clips, shown * opacity(style["opacity"]), depth + 1)
+            self._children(
+                target, style, matrix, clips, shown * opacity(style["opacity"]), depth + 1
+            )
 
     def _fitted(self, inner: etree._Element, outer: etree._Element) -> np.ndarray | None:
         """Return what takes a nested svg's or a symbol's viewBox into the box that ``outer`` gives it."""
@@ -312,7 +365,8 @@ class _Reader:
         place = np.zeros(2)
         if inner is outer:
             place[:] = [
-                self._length(key, inner.get(key, "0"), whole) for key, whole in zip("xy", self.size, strict=True)
+                self._length(key, inner.get(key, "0"), whole)
+                for key, whole in zip("xy", self.size, strict=True)
             ]
         box = self._box(inner)
         if box is None:
@@ -335,7 +389,9 @@ class _Reader:
                 continue
             if target is None or _name(target) != tag or self._outline_of:
                 raise DrawingError(f"The drawing has a {kind} that can't be followed.")
-            units = target.get("clipPathUnits" if tag == "clipPath" else "maskContentUnits", "userSpaceOnUse")
+            units = target.get(
+                "clipPathUnits" if tag == "clipPath" else "maskContentUnits", "userSpaceOnUse"
+            )
             if units != "userSpaceOnUse":
                 raise DrawingError(f"The drawing has a {kind} that can't be followed.")
             outer, self._shapes, self._outline_of = self._shapes, [], kind
@@ -346,23 +402,33 @@ class _Reader:
             clips = (*clips, clip)
         return clips
 
-    def _shape(self, name: str, element: etree._Element, style: Style, matrix, clips, shown: float) -> None:
+    def _shape(
+        self, name: str, element: etree._Element, style: Style, matrix, clips, shown: float
+    ) -> None:
         if style["visibility"].lower() in ("hidden", "collapse"):
             return
         fill, stroke = (self._paint(key, style, shown) for key in ("fill", "stroke"))
-        width = abs(self._length("stroke-width", style["stroke-width"], float(np.hypot(*self.size)) / 2**0.5))
+        width = abs(
+            self._length(
+                "stroke-width", style["stroke-width"], float(np.hypot(*self.size)) / 2**0.5
+            )
+        )
         stroke = stroke if width else None
         rule = "clip-rule" if self._outline_of == "clip-path" else "fill-rule"
         if self._outline_of == "clip-path":
             fill, stroke = (0.0, 0.0, 0.0, 1.0), None
-        elif self._outline_of and (stroke or (fill and (fill[3] < 0.5 or (not self._light and max(fill[:3]) < 0.5)))):
+        elif self._outline_of and (
+            stroke or (fill and (fill[3] < 0.5 or (not self._light and max(fill[:3]) < 0.5)))
+        ):
             raise DrawingError("The drawing has a mask that can't be followed.")
         if name == "line":
             fill = None
         if fill is None and stroke is None:
             return
         if {style[name].lower() for name in _MARKERS} != {"none"}:
-            raise DrawingError("The drawing has markers on its lines, which a drawing doesn't need.")
+            raise DrawingError(
+                "The drawing has markers on its lines, which a drawing doesn't need."
+            )
         if matrix is not None:
             width *= float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
         shape = Shape([], fill, stroke, width, style[rule].lower() == "evenodd", clips)
@@ -372,7 +438,9 @@ class _Reader:
                 self._lines(1)
                 shape.lines.append(points if matrix is None else _placed(points, matrix))
         else:
-            d, lines = self._path(element.get("d", "")) if name == "path" else self._round(name, element)
+            d, lines = (
+                self._path(element.get("d", "")) if name == "path" else self._round(name, element)
+            )
             if lines:
                 self._curves.append((d, lines, shape, matrix))
         self._shapes.append(shape)
@@ -384,7 +452,9 @@ class _Reader:
         if target is not None and _name(target) in ("linearGradient", "radialGradient"):
             found = self._middle(target)
         elif target is not None and _name(target) == "pattern":
-            raise DrawingError("The drawing is painted with a pattern, which a drawing doesn't need.")
+            raise DrawingError(
+                "The drawing is painted with a pattern, which a drawing doesn't need."
+            )
         else:
             found = colour(fallback(value), style["color"])
         if found is None:
@@ -396,7 +466,14 @@ class _Reader:
         """Return the mean colour of a gradient's stops, which may be another's."""
         for _ in range(5):
             stops = [child for child in gradient[:MAX_LINES] if _name(child) == "stop"]
-            href = next((value for key, value in gradient.attrib.items() if key.rpartition("}")[2] == "href"), "")
+            href = next(
+                (
+                    value
+                    for key, value in gradient.attrib.items()
+                    if key.rpartition("}")[2] == "href"
+                ),
+                "",
+            )
             other = self._find(href.strip()[1:]) if href.strip()[:1] == "#" else None
             if stops or other is None:
                 break
@@ -433,7 +510,9 @@ class _Reader:
         """Return the points of a polyline, a polygon or a line, float64 (n, 2)."""
         if name == "line":
             ends = zip(("x1", "y1", "x2", "y2"), (*self.size, *self.size), strict=True)
-            return np.array([self._length(key, element.get(key, "0"), whole) for key, whole in ends]).reshape(2, 2)
+            return np.array(
+                [self._length(key, element.get(key, "0"), whole) for key, whole in ends]
+            ).reshape(2, 2)
         text = element.get("points", "")
         words = text.replace(",", " ").split()
         self._count(len(words))
@@ -460,14 +539,19 @@ class _Reader:
 
         self._lines(1)
         if name == "rect":
-            return _rectangle(size("x"), size("y"), size("width"), size("height"), size("rx"), size("ry"))
+            return _rectangle(
+                size("x"), size("y"), size("width"), size("height"), size("rx"), size("ry")
+            )
         rx, ry = (size("r"), size("r")) if name == "circle" else (size("rx"), size("ry"))
         if name == "ellipse":
             rx, ry = rx or ry, ry or rx
         if rx <= 0 or ry <= 0:
             return "", 0
         cx, cy = size("cx"), size("cy")
-        return f"M {cx - rx} {cy} A {rx} {ry} 0 1 0 {cx + rx} {cy} A {rx} {ry} 0 1 0 {cx - rx} {cy} Z", 1
+        return (
+            f"M {cx - rx} {cy} A {rx} {ry} 0 1 0 {cx + rx} {cy} A {rx} {ry} 0 1 0 {cx - rx} {cy} Z",
+            1,
+        )
 
     def _path(self, text: str) -> tuple[str, int]:
         """Return a path as svglib reads it, beginning with M, and its number of lines."""
@@ -490,7 +574,9 @@ class _Reader:
                 lines += 1
             elif clean[-1] in ("Z", "z") and command not in "Zz":
                 goes_on += 1
-                clean.append("m 0 0")  # svglib goes on at the end otherwise, not where the line began
+                clean.append(
+                    "m 0 0"
+                )  # svglib goes on at the end otherwise, not where the line began
             if not clean and command == "m":
                 clean += ["M", *numbers[:2], *(["l", *numbers[2:]] if numbers[2:] else [])]
             elif command not in "Zz" or clean[-1] not in ("Z", "z"):
@@ -504,12 +590,16 @@ class _Reader:
         if not self._curves:
             return
         tree = etree.Element("svg", width="100", height="100")
-        etree.SubElement(tree, "path", d=" ".join(d for d, *_ in self._curves), fill="none", stroke="#000000")
+        etree.SubElement(
+            tree, "path", d=" ".join(d for d, *_ in self._curves), fill="none", stroke="#000000"
+        )
         path = next(_paths(SvgRenderer("drawing.svg").render(tree)))
         found = iter(_path_lines(path))
         for _, lines, shape, matrix in self._curves:
             own = [next(found) for _ in range(lines)]
-            shape.lines.extend(own if matrix is None else [_placed(points, matrix) for points in own])
+            shape.lines.extend(
+                own if matrix is None else [_placed(points, matrix) for points in own]
+            )
 
 
 def _arguments(command: str, text: str) -> list[str]:
@@ -528,7 +618,9 @@ def _arguments(command: str, text: str) -> list[str]:
     return numbers
 
 
-def _rectangle(x: float, y: float, width: float, height: float, rx: float, ry: float) -> tuple[str, int]:
+def _rectangle(
+    x: float, y: float, width: float, height: float, rx: float, ry: float
+) -> tuple[str, int]:
     if width <= 0 or height <= 0:
         return "", 0
     rx, ry = min(abs(rx or ry), width / 2), min(abs(ry or rx), height / 2)
@@ -543,7 +635,9 @@ def _rectangle(x: float, y: float, width: float, height: float, rx: float, ry: f
 
 def _chosen(child: etree._Element) -> bool:
     """Return whether a <switch> may take a child: it asks for no extension and speaks English, if any language."""
-    return not child.get("requiredExtensions") and child.get("systemLanguage", "en").strip().startswith("en")
+    return not child.get("requiredExtensions") and child.get(
+        "systemLanguage", "en"
+    ).strip().startswith("en")
 
 
 def _after(matrix: np.ndarray | None, inner: np.ndarray | None) -> np.ndarray | None:
@@ -556,7 +650,9 @@ def _placed(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 def _within(values: np.ndarray) -> None:
     if not (np.abs(values) <= MAX_COORDINATE).all():
-        raise DrawingError(f"The drawing has points or a path with a coordinate larger than {MAX_COORDINATE:.0f}.")
+        raise DrawingError(
+            f"The drawing has points or a path with a coordinate larger than {MAX_COORDINATE:.0f}."
+        )
 
 
 def _paths(node: shapes.Shape) -> Iterator[shapes.Path]:

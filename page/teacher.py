@@ -16,11 +16,15 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from loop.messages import DIGITS
 from settings import Settings
 
-ACKNOWLEDGED_WITHIN = 2.0  # seconds; a message that Kafka did not take by then is given up, not sent later
+ACKNOWLEDGED_WITHIN = (
+    2.0  # seconds; a message that Kafka did not take by then is given up, not sent later
+)
 SHOWN = 24  # newest samples on the page
 LOOK_EVERY = 0.5  # seconds
 SAID_FOR = 10.0  # seconds that a record which can't be shown is told of
-WAITING = 12  # labels at once that may wait for Kafka, so that others than teachers find a free thread
+WAITING = (
+    12  # labels at once that may wait for Kafka, so that others than teachers find a free thread
+)
 
 faults = logging.getLogger("page")
 log = logging.getLogger(__name__)
@@ -64,7 +68,9 @@ class Teacher:
 
         producer = self._connected()
         try:
-            producer.produce(self.settings.input_topic, DIGITS.sample(x, label, "page"), on_delivery=delivered)
+            producer.produce(
+                self.settings.input_topic, DIGITS.sample(x, label, "page"), on_delivery=delivered
+            )
         except BufferError as error:
             raise NotTaughtError(self._sentence()) from error
         except KafkaException as error:
@@ -95,10 +101,17 @@ class Teacher:
                 milliseconds = int(ACKNOWLEDGED_WITHIN * 1000)
                 self._producer = Producer(
                     self.settings.confluent_client()
-                    | {"acks": "all", "enable.idempotence": True, "linger.ms": 0, "message.timeout.ms": milliseconds},
+                    | {
+                        "acks": "all",
+                        "enable.idempotence": True,
+                        "linger.ms": 0,
+                        "message.timeout.ms": milliseconds,
+                    },
                     logger=log,
                 )
-                threading.Thread(target=self._poll, args=(self._producer,), name="teacher", daemon=True).start()
+                threading.Thread(
+                    target=self._poll, args=(self._producer,), name="teacher", daemon=True
+                ).start()
             return self._producer
 
     def _poll(self, producer: Producer) -> None:
@@ -172,7 +185,9 @@ class NewestSamples:
                     self._look(consumer)
                     self.error = None
                 except KafkaException:
-                    self.error = f"Kafka at {self.settings.kafka_bootstrap_servers} does not answer."
+                    self.error = (
+                        f"Kafka at {self.settings.kafka_bootstrap_servers} does not answer."
+                    )
         finally:
             consumer.close()
 
@@ -192,7 +207,11 @@ class NewestSamples:
         if not starts:
             return
         consumer.assign(starts)
-        messages = [m for m in consumer.consume(2 * SHOWN * len(starts), timeout=LOOK_EVERY) if m.error() is None]
+        messages = [
+            m
+            for m in consumer.consume(2 * SHOWN * len(starts), timeout=LOOK_EVERY)
+            if m.error() is None
+        ]
         consumer.unassign()
         for message in sorted(messages, key=lambda m: m.timestamp()[1]):
             self._keep(message)
@@ -219,7 +238,11 @@ def shown(record: bytes | None) -> dict:
     if not isinstance(sample, dict):
         raise ForeignRecordError("it is no JSON object.")
     x, y, predicted = sample.get("x"), sample.get("actual_y"), sample.get("predict_y")
-    if not (isinstance(x, list) and len(x) == DIGITS.n_features and all(_whole(v, DIGITS.high) for v in x)):
+    if not (
+        isinstance(x, list)
+        and len(x) == DIGITS.n_features
+        and all(_whole(v, DIGITS.high) for v in x)
+    ):
         raise ForeignRecordError("it is no drawing of 64 pixels from 0 to 16.")
     if not (_whole(y, 9) and (predicted is None or _whole(predicted, 9))):
         raise ForeignRecordError("its label or its prediction is no digit.")

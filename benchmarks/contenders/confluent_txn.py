@@ -3,8 +3,14 @@
 from confluent_kafka import Consumer, Producer
 from shared import BATCH, BROKER, GROUP, INPUT, OUTPUT, Model
 
-consumer = Consumer({"bootstrap.servers": BROKER, "group.id": GROUP, "auto.offset.reset": "earliest",
-                     "enable.auto.commit": False})  # fmt: skip
+consumer = Consumer(
+    {
+        "bootstrap.servers": BROKER,
+        "group.id": GROUP,
+        "auto.offset.reset": "earliest",
+        "enable.auto.commit": False,
+    }
+)
 producer = Producer({"bootstrap.servers": BROKER, "transactional.id": GROUP, "linger.ms": 5})
 consumer.subscribe([INPUT])
 producer.init_transactions()
@@ -16,5 +22,7 @@ while True:
     producer.begin_transaction()
     for message in model.learn([message.value() for message in messages]):
         producer.produce(OUTPUT, message)
-    producer.send_offsets_to_transaction(consumer.position(consumer.assignment()), consumer.consumer_group_metadata())
+    producer.send_offsets_to_transaction(
+        consumer.position(consumer.assignment()), consumer.consumer_group_metadata()
+    )
     producer.commit_transaction()

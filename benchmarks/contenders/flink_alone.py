@@ -7,7 +7,9 @@ from pyflink.table import EnvironmentSettings, TableEnvironment
 
 from online_learning import OPTIONS
 
-COLUMNS = {"json": "ts STRING, x ARRAY<INT>, actual_y INT", "raw": "message BYTES"}[os.environ["FLINK_FORMAT"]]
+COLUMNS = {"json": "ts STRING, x ARRAY<INT>, actual_y INT", "raw": "message BYTES"}[
+    os.environ["FLINK_FORMAT"]
+]
 TABLE = f"""
 CREATE TABLE {{}} ({COLUMNS}) WITH (
     'connector' = 'kafka',
@@ -20,7 +22,9 @@ CREATE TABLE {{}} ({COLUMNS}) WITH (
 options = Configuration()
 for name, value in OPTIONS.items():
     options.set_string(name, value)
-table_env = TableEnvironment.create(EnvironmentSettings.new_instance().with_configuration(options).build())
+table_env = TableEnvironment.create(
+    EnvironmentSettings.new_instance().with_configuration(options).build()
+)
 output = os.environ["PREDICT_TOPIC"]
 SOURCE = f"""'scan.startup.mode' = 'earliest-offset', 'properties.group.id' = '{os.environ["KAFKA_GROUP"]}',
     'properties.max.poll.records' = '5000'"""

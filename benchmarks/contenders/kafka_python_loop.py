@@ -3,8 +3,14 @@
 from kafka import KafkaConsumer, KafkaProducer
 from shared import BATCH, BROKER, GROUP, INPUT, OUTPUT, Model
 
-consumer = KafkaConsumer(INPUT, bootstrap_servers=BROKER, group_id=GROUP, auto_offset_reset="earliest",
-                         enable_auto_commit=False, max_poll_records=BATCH)  # fmt: skip
+consumer = KafkaConsumer(
+    INPUT,
+    bootstrap_servers=BROKER,
+    group_id=GROUP,
+    auto_offset_reset="earliest",
+    enable_auto_commit=False,
+    max_poll_records=BATCH,
+)
 producer = KafkaProducer(bootstrap_servers=BROKER, acks="all", linger_ms=5, batch_size=262_144)
 model = Model()
 while True:

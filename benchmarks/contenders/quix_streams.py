@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from quixstreams import Application
 from shared import BATCH, BROKER, GROUP, INPUT, OUTPUT, Model
 
-app = Application(broker_address=BROKER, consumer_group=GROUP, auto_offset_reset="earliest", auto_create_topics=False)
+app = Application(
+    broker_address=BROKER,
+    consumer_group=GROUP,
+    auto_offset_reset="earliest",
+    auto_create_topics=False,
+)
 model = Model()
 waiting: list[bytes] = []
 

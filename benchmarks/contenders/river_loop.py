@@ -13,8 +13,14 @@ from river.linear_model import LogisticRegression
 from river.multiclass import OneVsRestClassifier
 from shared import BATCH, BROKER, GROUP, INPUT, MODEL_KEY, OUTPUT
 
-consumer = Consumer({"bootstrap.servers": BROKER, "group.id": GROUP, "auto.offset.reset": "earliest",
-                     "enable.auto.commit": False})  # fmt: skip
+consumer = Consumer(
+    {
+        "bootstrap.servers": BROKER,
+        "group.id": GROUP,
+        "auto.offset.reset": "earliest",
+        "enable.auto.commit": False,
+    }
+)
 producer = Producer({"bootstrap.servers": BROKER, "linger.ms": 5})
 store = redis.Redis(port=int(os.environ["REDIS_PORT"]), password="redis_password")
 consumer.subscribe([INPUT])

@@ -28,10 +28,15 @@ class Learn(ScalarFunction):
         from sklearn.linear_model import SGDClassifier
 
         self.redis = redis.Redis(port=REDIS_PORT, password="redis_password")
-        self.model = SGDClassifier(alpha=0.01, loss="log_loss", penalty="l1", shuffle=False, random_state=0)
+        self.model = SGDClassifier(
+            alpha=0.01, loss="log_loss", penalty="l1", shuffle=False, random_state=0
+        )
         self.dumped = 0.0
         group = function_context.get_metric_group().add_group("online_ml")
-        self.counter, self.labels = group.counter("sample_count"), group.distribution("metric_distribution_y")
+        self.counter, self.labels = (
+            group.counter("sample_count"),
+            group.distribution("metric_distribution_y"),
+        )
 
     def eval(self, x: list[int], y: int) -> int:
         """Learn, then predict."""
@@ -50,8 +55,12 @@ class Learn(ScalarFunction):
 options = Configuration()
 options.set_string("python.executable", sys.executable)
 options.set_string("parallelism.default", "1")
-table_env = TableEnvironment.create(EnvironmentSettings.new_instance().with_configuration(options).build())
+table_env = TableEnvironment.create(
+    EnvironmentSettings.new_instance().with_configuration(options).build()
+)
 table_env.create_temporary_function("learn", udf(Learn(), result_type=DataTypes.INT()))
 table_env.execute_sql(TABLE.format("samples", "", os.environ["INPUT_TOPIC"]))
 table_env.execute_sql(TABLE.format("predictions", ", predict_y INT", os.environ["PREDICT_TOPIC"]))
-table_env.execute_sql("INSERT INTO predictions SELECT ts, x, actual_y, learn(x, actual_y) FROM samples")
+table_env.execute_sql(
+    "INSERT INTO predictions SELECT ts, x, actual_y, learn(x, actual_y) FROM samples"
+)

@@ -9,7 +9,11 @@ import redis
 from sklearn.linear_model import SGDClassifier
 
 BROKER = os.environ["KAFKA_BOOTSTRAP_SERVERS"]
-GROUP, INPUT, OUTPUT = os.environ["KAFKA_GROUP"], os.environ["INPUT_TOPIC"], os.environ["PREDICT_TOPIC"]
+GROUP, INPUT, OUTPUT = (
+    os.environ["KAFKA_GROUP"],
+    os.environ["INPUT_TOPIC"],
+    os.environ["PREDICT_TOPIC"],
+)
 MODEL_KEY = os.environ["MODEL_KEY"]
 BATCH = 1000
 CLASSES = np.arange(10)
@@ -19,7 +23,9 @@ class Model:
     """The estimator of the job's LEARNER=sgd, stored in Redis after each batch."""
 
     def __init__(self) -> None:
-        self.estimator = SGDClassifier(alpha=0.01, loss="log_loss", penalty="l1", shuffle=False, random_state=0)
+        self.estimator = SGDClassifier(
+            alpha=0.01, loss="log_loss", penalty="l1", shuffle=False, random_state=0
+        )
         self.redis = redis.Redis(port=int(os.environ["REDIS_PORT"]), password="redis_password")
 
     def learn(self, messages: list[bytes]) -> list[bytes]:
@@ -27,7 +33,14 @@ class Model:
         rows = [orjson.loads(message) for message in messages]
         X = np.array([row["x"] for row in rows], dtype=np.float64)
         y = np.array([row["actual_y"] for row in rows])
-        guesses = self.estimator.predict(X).tolist() if hasattr(self.estimator, "coef_") else [None] * len(rows)
+        guesses = (
+            self.estimator.predict(X).tolist()
+            if hasattr(self.estimator, "coef_")
+            else [None] * len(rows)
+        )
         self.estimator.partial_fit(X, y, classes=CLASSES)
         self.redis.set(MODEL_KEY, pickle.dumps(self.estimator))
-        return [orjson.dumps(row | {"predict_y": guess}) for row, guess in zip(rows, guesses, strict=True)]
+        return [
+            orjson.dumps(row | {"predict_y": guess})
+            for row, guess in zip(rows, guesses, strict=True)
+        ]

@@ -69,7 +69,9 @@ def write_tables(operator: Operator, folder: Path, days: int) -> dict[str, int]:
     counts = series.counts[:, -days:].reshape(len(series.keys), -1)
     key, at = np.nonzero(counts)
     named = series.keys[KEYS].merge(catalogue, on=KEYS, how="left").iloc[key].reset_index(drop=True)
-    positive = pd.concat([named[KEYS], hours.iloc[at].reset_index(drop=True), named["key_id"]], axis=1)
+    positive = pd.concat(
+        [named[KEYS], hours.iloc[at].reset_index(drop=True), named["key_id"]], axis=1
+    )
     positive["n"] = np.ceil(counts[key, at]).astype(np.int64)
     for name, table in {"catalogue": catalogue, "hours": hours, "positive": positive}.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -129,7 +131,11 @@ def run(table_env: Any, strategy: str) -> Joined:
 def scatter(folder: Path, grid: int) -> float:
     """Return the seconds that numpy takes to fill the same cells, from the positive rows in memory."""
     names = list(TABLES["positive"])
-    table = pd.read_csv(folder / "positive" / "part-0.csv", names=names, usecols=["key_id", "day_number", "hour", "n"])
+    table = pd.read_csv(
+        folder / "positive" / "part-0.csv",
+        names=names,
+        usecols=["key_id", "day_number", "hour", "n"],
+    )
     hour = table["day_number"].to_numpy() * 24 + table["hour"].to_numpy()
     first, hours = hour.min(), hour.max() - hour.min() + 1
     place, n = table["key_id"].to_numpy() * hours + hour - first, table["n"].to_numpy()

@@ -58,7 +58,13 @@ def scores(series: Series, day: int, forecasts: Forecasts) -> Figures:
             if lo < ahead
         }
         by_volume = {
-            side: round(100 * float((np.abs(f - actual) * seen)[part].sum() / max((actual * seen)[part].sum(), 1)), 3)
+            side: round(
+                100
+                * float(
+                    (np.abs(f - actual) * seen)[part].sum() / max((actual * seen)[part].sum(), 1)
+                ),
+                3,
+            )
             for side, part in (("large half of keys", large), ("small half of keys", ~large))
         }
         whole = scoring.score(f, actual, seen, series).table()
@@ -100,7 +106,12 @@ def gaps(table: Figures) -> Figures:
     """Return how much of the way from the median to the oracle each learned model goes, in percent."""
     return {
         f"gap_closed_{figure}": {
-            name: round(scoring.gap_closed(table[name][figure], table["median"][figure], table["oracle"][figure]), 1)
+            name: round(
+                scoring.gap_closed(
+                    table[name][figure], table["median"][figure], table["oracle"][figure]
+                ),
+                1,
+            )
             for name in ("lightgbm", "lightgbm_same_inputs", "v5")
         }
         for figure in ("avg_mape", "wape")
@@ -113,7 +124,9 @@ def flights(path: Path) -> Series:
         table = pd.read_csv(file, compression="zip", usecols=["origin", "carrier", "time_hour"])
     hourly = table.groupby(["origin", "carrier", "time_hour"]).size().reset_index(name="count")
     hourly["network"] = "air"
-    hourly = hourly.rename(columns={"origin": "region", "carrier": "station", "time_hour": "timestamp"})
+    hourly = hourly.rename(
+        columns={"origin": "region", "carrier": "station", "time_hour": "timestamp"}
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     hourly.to_parquet(path)
     return load(path, "America/New_York")
@@ -139,7 +152,10 @@ def seeds_and_origins(operator: Operator) -> Figures:
         by_seed.append(scores(series, day, {"v5": model.forecast(features, day)})["v5"])
         for later in ORIGINS if seed == 0 else ():
             at = Features(series.until(day + later))
-            forecasts = {"v5": model.forecast(at, day + later), "median": baselines.median(series, day + later)}
+            forecasts = {
+                "v5": model.forecast(at, day + later),
+                "median": baselines.median(series, day + later),
+            }
             forecasts["oracle"] = operator.intensity[:, day + later :]
             rolling[str(series.start + timedelta(days=day + later))] = {
                 name: {"avg_mape": row["avg_mape"], "wape": row["wape"]}
@@ -165,7 +181,9 @@ def days_of(operator: Operator, where: daily.Folders) -> Figures:
         seconds.append(round(took, 2))
         kept += bool(published.manifest["kept"])
     command = [sys.executable, "-W", "ignore", "-m", "forecast", "update"]
-    _, as_command = timed(lambda: subprocess.run(command, cwd=HERE, check=True, stdout=subprocess.DEVNULL))
+    _, as_command = timed(
+        lambda: subprocess.run(command, cwd=HERE, check=True, stdout=subprocess.DEVNULL)
+    )
     series, day = operator.series, last_days(operator.series)
     return {
         "cold_start_s": round(cold, 2),
@@ -207,7 +225,9 @@ def fine_tunes(operator: Operator) -> Figures:
     learn = v5.lessons(features)
     _, full = timed(lambda: new.learn(features, learn))
     models = {"retrained": new, "fine-tuned": tuned, "without replay": alone, "untouched": old}
-    found = scores(series, day, {name: model.forecast(features, day) for name, model in models.items()})
+    found = scores(
+        series, day, {name: model.forecast(features, day) for name, model in models.items()}
+    )
     rows = daily.STEPS * daily.batch_of(features) / (v5.EPOCHS * len(learn.key))
     return {
         "fine_tunes": found,
@@ -246,11 +266,15 @@ def stream_speed(operator: Operator, root: Path, most: int) -> Figures:
     broker.start()
     try:
         broker.wait_until_it_answers()
-        topics = stream.Topics(*(f"{name}_{ports[0]}" for name in dataclasses.astuple(stream.Topics())))
+        topics = stream.Topics(
+            *(f"{name}_{ports[0]}" for name in dataclasses.astuple(stream.Topics()))
+        )
         admin = KafkaAdminClient(**own.kafka_client())
         admin.create_topics([NewTopic(name, 2, 1) for name in dataclasses.astuple(topics)])
         admin.close()
-        lines = list(itertools.islice(stream.events(operator, int(operator.first[0]) + 1000, 10_000), most))
+        lines = list(
+            itertools.islice(stream.events(operator, int(operator.first[0]) + 1000, 10_000), most)
+        )
         stream.produce(own, topics.events, tqdm(lines, desc="events into Kafka"))
         found = stream.measure(own, topics, root / "checkpoints", len(lines))
         late = stream.read(own, topics.late)

@@ -23,11 +23,18 @@ def days(operator: Operator, forecasts: dict[str, np.ndarray], folder: Path) -> 
     seen = operator.series.observed[:, day:]
     figure, axes = pyplot.subplots(figsize=(10, 3.6), layout="constrained")
     axes.plot(
-        1 + np.arange(HORIZON), (operator.series.counts[:, day:] * seen).sum(axis=(0, 2)) / 1e6, "k", label="actual"
+        1 + np.arange(HORIZON),
+        (operator.series.counts[:, day:] * seen).sum(axis=(0, 2)) / 1e6,
+        "k",
+        label="actual",
     )
     for (name, forecast), style in zip(forecasts.items(), ("-", "--", ":"), strict=False):
-        axes.plot(1 + np.arange(HORIZON), (forecast * seen).sum(axis=(0, 2)) / 1e6, style, label=name)
-    axes.set(xlabel="days ahead", ylabel="million impressions a day", ylim=(0, None), xlim=(1, HORIZON))
+        axes.plot(
+            1 + np.arange(HORIZON), (forecast * seen).sum(axis=(0, 2)) / 1e6, style, label=name
+        )
+    axes.set(
+        xlabel="days ahead", ylabel="million impressions a day", ylim=(0, None), xlim=(1, HORIZON)
+    )
     axes.legend()
     _write(figure, folder / "forecast-days.png")
 
@@ -38,7 +45,9 @@ def errors(figures: dict[str, Any], titles: dict[str, str], folder: Path) -> Non
     names = [name for name in rows if name != "oracle"]
     figure, both = pyplot.subplots(1, 2, figsize=(10, 5), sharey=True, layout="constrained")
     place, width = np.arange(len(names)), 0.8 / len(scoring.BUCKETS)
-    for axes, (title, key) in zip(both, (("average MAPE, %", "avg_mape"), ("WAPE, %", "wape")), strict=True):
+    for axes, (title, key) in zip(
+        both, (("average MAPE, %", "avg_mape"), ("WAPE, %", "wape")), strict=True
+    ):
         for i, bucket in enumerate(scoring.BUCKETS):
             values = [rows[name]["horizon"][bucket][key] for name in names]
             axes.barh(place + (i - 1) * width, values, width, label=f"{bucket} days ahead")

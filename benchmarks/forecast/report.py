@@ -17,7 +17,17 @@ from forecast.training import cache_compiled
 from harness import markdown
 from settings import HERE
 
-STEPS = ("days", "accuracy", "seeds", "versions", "fine_tunes", "data_sets", "search", "join", "stream")
+STEPS = (
+    "days",
+    "accuracy",
+    "seeds",
+    "versions",
+    "fine_tunes",
+    "data_sets",
+    "search",
+    "join",
+    "stream",
+)
 DATA_SETS = {
     "synthetic": "the synthetic operator",
     "second_operator": "another synthetic operator, seed 1",
@@ -55,24 +65,57 @@ class Report:
         """Measure, and save the figures with the seconds that it took."""
         click.echo(f"{name} ...")
         figures, seconds = measure.timed(measured)
-        self.save(figures | {"step_seconds": self.figures.get("step_seconds", {}) | {name: round(seconds)}})
+        self.save(
+            figures
+            | {"step_seconds": self.figures.get("step_seconds", {}) | {name: round(seconds)}}
+        )
 
 
 # --- the figures as text ---
 
 GOALS = (
-    ("gap to the oracle closed, average MAPE, %", ">= 60", lambda f: f["gap_closed_avg_mape"]["v5"], lambda v: v >= 60),
-    ("gap to the oracle closed, WAPE, %", ">= 50", lambda f: f["gap_closed_wape"]["v5"], lambda v: v >= 50),
+    (
+        "gap to the oracle closed, average MAPE, %",
+        ">= 60",
+        lambda f: f["gap_closed_avg_mape"]["v5"],
+        lambda v: v >= 60,
+    ),
+    (
+        "gap to the oracle closed, WAPE, %",
+        ">= 50",
+        lambda f: f["gap_closed_wape"]["v5"],
+        lambda v: v >= 50,
+    ),
     ("average MAPE, %", "< 10", lambda f: f["avg_mape"], lambda v: v < 10),
     ("cold start, s", "<= 30", lambda f: f["cold_start_s"], lambda v: v <= 30),
     ("daily update, forecast and Parquet, s", "<= 3", lambda f: f["daily_s"], lambda v: v <= 3),
-    ("average MAPE: 30 fine-tunes above the worst of 3 retrainings", "<= 0", lambda f: above(f, "avg_mape"), lambda v: v <= 0),
-    ("WAPE: 30 fine-tunes above the worst of 3 retrainings", "<= 0", lambda f: above(f, "wape"), lambda v: v <= 0),
-    ("a fine-tune's rows, % of a full training's", "<= 2", lambda f: f["fine_tune_share_of_rows"], lambda v: v <= 2),
-    ("a fine-tune's seconds, % of a full training's", "<= 2", lambda f: f["fine_tune_share_of_seconds"], lambda v: v <= 2),
+    (
+        "average MAPE: 30 fine-tunes above the worst of 3 retrainings",
+        "<= 0",
+        lambda f: above(f, "avg_mape"),
+        lambda v: v <= 0,
+    ),
+    (
+        "WAPE: 30 fine-tunes above the worst of 3 retrainings",
+        "<= 0",
+        lambda f: above(f, "wape"),
+        lambda v: v <= 0,
+    ),
+    (
+        "a fine-tune's rows, % of a full training's",
+        "<= 2",
+        lambda f: f["fine_tune_share_of_rows"],
+        lambda v: v <= 2,
+    ),
+    (
+        "a fine-tune's seconds, % of a full training's",
+        "<= 2",
+        lambda f: f["fine_tune_share_of_seconds"],
+        lambda v: v <= 2,
+    ),
     ("sort-merge over broadcast", ">= 2.5", lambda f: f["join_ratio"], lambda v: v >= 2.5),
     ("streamed events a second", ">= 100,000", lambda f: f["events_per_s"], lambda v: v >= 100_000),
-)  # fmt: skip
+)
 
 
 def above(figures: dict[str, Any], figure: str) -> float:
@@ -107,8 +150,14 @@ def goals(figures: dict[str, Any]) -> str:
     for data_set, title in DATA_SETS.items():
         for rival in LIGHTGBMS if data_set in figures else ():
             lost = lost_to(figures[data_set], rival)
-            rows.append([f"below {NAMES[rival]}: {title}", "each horizon", f"not at {', '.join(lost)}" if lost else "all",
-                         "missed" if lost else "met"])  # fmt: skip
+            rows.append(
+                [
+                    f"below {NAMES[rival]}: {title}",
+                    "each horizon",
+                    f"not at {', '.join(lost)}" if lost else "all",
+                    "missed" if lost else "met",
+                ]
+            )
     return table("what | goal | measured | ", rows)
 
 
@@ -132,21 +181,35 @@ def of_models(rows: dict[str, Any]) -> str:
         + [row["horizon"][bucket]["avg_mape"] for bucket in buckets if bucket in row["horizon"]]
         for name, row in rows.items()
     ]
-    return table(f"model | WAPE | average MAPE | region | station | network | {' | '.join(buckets)} days", lines)
+    return table(
+        f"model | WAPE | average MAPE | region | station | network | {' | '.join(buckets)} days",
+        lines,
+    )
 
 
 def of_gaps(figures: dict[str, Any]) -> str:
     """Return how much of the gap between median and oracle each learned model closes, in percent."""
     wape, mape = figures["gap_closed_wape"], figures["gap_closed_avg_mape"]
     rows = [[NAMES.get(name, name), wape[name], mape[name]] for name in wape]
-    return table("share of the gap between median and oracle that is closed, % | WAPE | average MAPE", rows)
+    return table(
+        "share of the gap between median and oracle that is closed, % | WAPE | average MAPE", rows
+    )
 
 
 def of_seeds(figures: dict[str, Any]) -> str:
     """Return the three seeds' figures and the later origins' as two Markdown tables."""
-    seeds = [[f"seed {i}", *pair] for i, pair in enumerate(zip(*figures["seeds"].values(), strict=True))]
+    seeds = [
+        [f"seed {i}", *pair] for i, pair in enumerate(zip(*figures["seeds"].values(), strict=True))
+    ]
     origins = [
-        [day, *(row[name][figure] for figure in ("avg_mape", "wape") for name in ("median", "v5", "oracle"))]
+        [
+            day,
+            *(
+                row[name][figure]
+                for figure in ("avg_mape", "wape")
+                for name in ("median", "v5", "oracle")
+            ),
+        ]
         for day, row in figures["rolling_origins"].items()
     ]
     head = "first day forecast | average MAPE: median | v5 | oracle | WAPE: median | v5 | oracle"
@@ -156,7 +219,13 @@ def of_seeds(figures: dict[str, Any]) -> str:
 def of_search(figures: dict[str, Any]) -> str:
     """Return what search and ALS embeddings brought, the mean of the seeds with their range."""
     lines = [
-        [name, *(f"{sum(v) / len(v):.2f} ({min(v):.2f} to {max(v):.2f})" for v in (row["wape"], row["avg_mape"]))]
+        [
+            name,
+            *(
+                f"{sum(v) / len(v):.2f} ({min(v):.2f} to {max(v):.2f})"
+                for v in (row["wape"], row["avg_mape"])
+            ),
+        ]
         for name, row in figures["search"]["test"].items()
     ]
     return table("hyper-parameters and embeddings | WAPE | average MAPE", lines)
@@ -176,7 +245,10 @@ def of_days(figures: dict[str, Any]) -> str:
 
 def of_fine_tunes(figures: dict[str, Any]) -> str:
     """Return the scores of a fine-tuned, a retrained and an untouched model, and what a fine-tune costs."""
-    costs = [["fine-tune with its gate", figures["fine_tune_s"]], ["full training", figures["retraining_s"]]]
+    costs = [
+        ["fine-tune with its gate", figures["fine_tune_s"]],
+        ["full training", figures["retraining_s"]],
+    ]
     return f"{of_models(figures['fine_tunes'])}\n\n{table('what | seconds', costs)}"
 
 
@@ -184,15 +256,27 @@ def of_stream(figures: dict[str, Any]) -> str:
     """Return how fast the stream went, the job's start and end included, and whether it is the batch result."""
     row = figures["stream"]
     equal = "to the last cell" if row["equal_to_batch"] else "no"
-    return table("events | seconds | events a second | equal to the batch result",
-                 [[row["events"], row["seconds"], row["events_per_s"], equal]])  # fmt: skip
+    return table(
+        "events | seconds | events a second | equal to the batch result",
+        [[row["events"], row["seconds"], row["events_per_s"], equal]],
+    )
 
 
 def of_joins(figures: dict[str, Any]) -> str:
     """Return the join table: rows in and out and seconds of each way."""
     rows, seen = figures["join"]["ways"], figures["join"]["rows"]
-    lines = [[name.replace("_", " "), seen["positive"], way["rows"], way["seconds"]] for name, way in rows.items()]
-    lines.append(["numpy scatter", seen["positive"], seen["grid"], f"{figures['join']['numpy_scatter_s']:.4f}"])
+    lines = [
+        [name.replace("_", " "), seen["positive"], way["rows"], way["seconds"]]
+        for name, way in rows.items()
+    ]
+    lines.append(
+        [
+            "numpy scatter",
+            seen["positive"],
+            seen["grid"],
+            f"{figures['join']['numpy_scatter_s']:.4f}",
+        ]
+    )
     return table("way | positive rows in | rows out | seconds", lines)
 
 
@@ -224,9 +308,14 @@ def text(figures: dict[str, Any]) -> dict[str, str]:
 def accuracy(operator: Operator, drawn: Path) -> dict[str, Any]:
     """Score the contenders on the operator's last 90 days and draw the plot of them."""
     found, forecasts = measure.compared(operator.series, operator.intensity)
-    plots.days(operator, {NAMES.get(name, name): forecasts[name] for name in ("v5", "median")}, drawn)
-    flat = {f"{name}_{figure}": found[name][figure] for name in ("median", "lightgbm", "oracle")
-            for figure in ("avg_mape", "wape")}  # fmt: skip
+    plots.days(
+        operator, {NAMES.get(name, name): forecasts[name] for name in ("v5", "median")}, drawn
+    )
+    flat = {
+        f"{name}_{figure}": found[name][figure]
+        for name in ("median", "lightgbm", "oracle")
+        for figure in ("avg_mape", "wape")
+    }
     ours = {figure: found["v5"][figure] for figure in ("avg_mape", "wape")}
     return flat | ours | measure.gaps(found) | {"synthetic": found}
 
@@ -246,17 +335,46 @@ def joins(operator: Operator, where: daily.Folders, days: int) -> dict[str, Any]
 
 @click.command()
 @click.option("--cells", default=250_000_000, show_default=True, help="cells of the simulated grid")
-@click.option("--small-cells", default=search.CELLS, show_default=True, help="cells of the search's operator")
-@click.option("--trials", default=search.TRIALS, show_default=True, help="hyper-parameter sets that the search tries")
-@click.option("--join-days", default=45, show_default=True, help="days of the grid that the joins fill")
-@click.option("--events", default=2_000_000, show_default=True, help="events that the stream is timed with")
+@click.option(
+    "--small-cells", default=search.CELLS, show_default=True, help="cells of the search's operator"
+)
+@click.option(
+    "--trials",
+    default=search.TRIALS,
+    show_default=True,
+    help="hyper-parameter sets that the search tries",
+)
+@click.option(
+    "--join-days", default=45, show_default=True, help="days of the grid that the joins fill"
+)
+@click.option(
+    "--events", default=2_000_000, show_default=True, help="events that the stream is timed with"
+)
 @click.option("--steps", default=",".join(STEPS), show_default=True, help="what to do, with commas")
-@click.option("--output", type=click.Path(path_type=Path), default=HERE / "benchmarks" / "results" / "forecast.json",
-              show_default=False, help="the figures; default: benchmarks/results/forecast.json")  # fmt: skip
-@click.option("--plots", "drawn", type=click.Path(path_type=Path), default=plots.DOCS, show_default=False,
-              help="folder of the plots; default: docs")  # fmt: skip
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=HERE / "benchmarks" / "results" / "forecast.json",
+    show_default=False,
+    help="the figures; default: benchmarks/results/forecast.json",
+)
+@click.option(
+    "--plots",
+    "drawn",
+    type=click.Path(path_type=Path),
+    default=plots.DOCS,
+    show_default=False,
+    help="folder of the plots; default: docs",
+)
 def main(
-    cells: int, small_cells: int, trials: int, join_days: int, events: int, steps: str, output: Path, drawn: Path
+    cells: int,
+    small_cells: int,
+    trials: int,
+    join_days: int,
+    events: int,
+    steps: str,
+    output: Path,
+    drawn: Path,
 ) -> None:
     """Simulate, train once, update seven days, score against every baseline, time the joins, and report."""
     began, where, report = time.perf_counter(), daily.folders(), Report.of(output)

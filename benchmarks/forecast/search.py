@@ -15,13 +15,19 @@ CELLS, TRIALS = 60_000_000, 15
 HAND_PICKED = {"units": v5.UNITS, "rate": v5.RATE, "batch": v5.BATCH}
 
 
-def trained(features: Features, units: int, rate: float, batch: int, seed: int = 0, als: bool = False) -> v5.V5:
+def trained(
+    features: Features, units: int, rate: float, batch: int, seed: int = 0, als: bool = False
+) -> v5.V5:
     """Return v5 with these hyper-parameters; als starts its station embedding from ALS factors and keeps them fixed."""
     model = v5.V5.untrained(v5.Vocabulary.of(features), seed, units)
     if als:
-        embedding = [layer for layer in model.trainer.model.layers if isinstance(layer, v5.layers.Embedding)][2]
+        embedding = [
+            layer for layer in model.trainer.model.layers if isinstance(layer, v5.layers.Embedding)
+        ][2]
         factors = als_factors(features, v5.WIDTHS[2])
-        embedding.embeddings.assign(np.concatenate([factors, np.zeros((1, factors.shape[1]), np.float32)]))
+        embedding.embeddings.assign(
+            np.concatenate([factors, np.zeros((1, factors.shape[1]), np.float32)])
+        )
         embedding.trainable = False
     return model.learn(features, v5.lessons(features, seed), rate=rate, batch=batch)
 
@@ -31,9 +37,17 @@ def als_factors(features: Features, width: int) -> np.ndarray:
     from implicit.als import AlternatingLeastSquares
     from scipy.sparse import coo_matrix
 
-    total = np.log1p(pool(features.series.counts.sum(axis=(1, 2)), np.arange(len(features.key)), len(features.key)))
-    matrix = coo_matrix((total, (features.region, features.station)), (features.regions, features.stations)).tocsr()
-    model = AlternatingLeastSquares(factors=width, iterations=15, random_state=0, use_gpu=False, num_threads=1)
+    total = np.log1p(
+        pool(
+            features.series.counts.sum(axis=(1, 2)), np.arange(len(features.key)), len(features.key)
+        )
+    )
+    matrix = coo_matrix(
+        (total, (features.region, features.station)), (features.regions, features.stations)
+    ).tocsr()
+    model = AlternatingLeastSquares(
+        factors=width, iterations=15, random_state=0, use_gpu=False, num_threads=1
+    )
     model.fit(matrix, show_progress=False)
     return np.asarray(model.item_factors, np.float32)
 
@@ -75,19 +89,34 @@ def compared(series: Series, trials: int, seeds: int = 3) -> dict[str, Any]:
     day = series.days - HORIZON
     features = Features(series.until(day))
     result: dict[str, Any] = {"trials": trials, "keys": len(series.keys), "found": found}
-    result |= {"validation_wape": {"searched": round(best, 3), "hand-picked": round(hand, 3)}, "test": {}}
-    for name, options in {"hand-picked": HAND_PICKED, "searched": found, "ALS": HAND_PICKED | {"als": True}}.items():
+    result |= {
+        "validation_wape": {"searched": round(best, 3), "hand-picked": round(hand, 3)},
+        "test": {},
+    }
+    for name, options in {
+        "hand-picked": HAND_PICKED,
+        "searched": found,
+        "ALS": HAND_PICKED | {"als": True},
+    }.items():
         scores = []
         for seed in range(seeds):
             forecast = trained(features, **options, seed=seed).forecast(features, day)
-            scores.append(scoring.score(forecast, series.counts[:, day:], series.observed[:, day:], series).table())
-        result["test"][name] = {figure: [score[figure] for score in scores] for figure in ("wape", "avg_mape")}
+            scores.append(
+                scoring.score(
+                    forecast, series.counts[:, day:], series.observed[:, day:], series
+                ).table()
+            )
+        result["test"][name] = {
+            figure: [score[figure] for score in scores] for figure in ("wape", "avg_mape")
+        }
     return result
 
 
 @click.command()
 @click.option("--cells", default=CELLS, show_default=True, help="cells of the simulated grid")
-@click.option("--trials", default=TRIALS, show_default=True, help="sets tried, the hand-picked one among them")
+@click.option(
+    "--trials", default=TRIALS, show_default=True, help="sets tried, the hand-picked one among them"
+)
 def main(cells: int, trials: int) -> None:
     """Compare the searched, the hand-picked and the ALS set on a simulated operator."""
     click.echo(json.dumps(compared(simulate(cells).series, trials), indent=1))

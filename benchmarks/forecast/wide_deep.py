@@ -60,8 +60,12 @@ def network(version: Version, keys: int, groups: tuple[int, int, int], units: in
         "stable": keras.Input((168,), name="stable"),
         "hour": keras.Input((AHEAD,), dtype="int32", name="hour"),
     }
-    names = [layers.Embedding(size, 4)(inputs["ids"][:, i]) for i, size in enumerate((keys, *groups))]
-    x = layers.Concatenate()([*names, inputs["calendar"], deep(inputs["history"], version.reads, units)])
+    names = [
+        layers.Embedding(size, 4)(inputs["ids"][:, i]) for i, size in enumerate((keys, *groups))
+    ]
+    x = layers.Concatenate()(
+        [*names, inputs["calendar"], deep(inputs["history"], version.reads, units)]
+    )
     x = layers.Dense(units)(x)
     x = layers.PReLU()(x) if version.activation == "prelu" else layers.Activation("relu")(x)
     weekly, daily = layers.Dense(168)(x), layers.Dense(HORIZON)(x)
@@ -81,21 +85,34 @@ def network(version: Version, keys: int, groups: tuple[int, int, int], units: in
 class WideDeep:
     """One version of the article's line."""
 
-    def __init__(self, version: str, units: int = 32, epochs: int = 6, batch: int = 64, rate: float = 2e-3) -> None:
-        self.version, self.units, self.epochs, self.batch, self.rate = VERSIONS[version], units, epochs, batch, rate
+    def __init__(
+        self, version: str, units: int = 32, epochs: int = 6, batch: int = 64, rate: float = 2e-3
+    ) -> None:
+        self.version, self.units, self.epochs, self.batch, self.rate = (
+            VERSIONS[version],
+            units,
+            epochs,
+            batch,
+            rate,
+        )
 
     def inputs(self, features: Features, key: np.ndarray, day: np.ndarray) -> Arrays:
         """Return what the network reads for forecasts of these keys from these days on."""
         level = np.maximum(np.nan_to_num(features.level_28[key, day - 1]), 0.1)[:, None]
-        back = features.series.counts[key[:, None], day[:, None] - np.arange(HISTORY, 0, -1)].reshape(len(key), -1)
-        weeks = (back / level).reshape(len(key), 4, 168)  # the first of the 168 has the weekday of the first day ahead
+        back = features.series.counts[
+            key[:, None], day[:, None] - np.arange(HISTORY, 0, -1)
+        ].reshape(len(key), -1)
+        weeks = (back / level).reshape(
+            len(key), 4, 168
+        )  # the first of the 168 has the weekday of the first day ahead
         calendar = np.concatenate(
-            [np.eye(7)[features.weekday[day]], np.log(level) / 5, features.waves[day][:, :1]], axis=1
+            [np.eye(7)[features.weekday[day]], np.log(level) / 5, features.waves[day][:, :1]],
+            axis=1,
         )
         return {
-            "ids": np.stack([key, *(g[key] for g in (features.region, features.station, features.network))], 1).astype(
-                np.int32
-            ),
+            "ids": np.stack(
+                [key, *(g[key] for g in (features.region, features.station, features.network))], 1
+            ).astype(np.int32),
             "calendar": calendar.astype(np.float32),
             "history": weeks.reshape(len(key), -1).astype(np.float32),
             "stable": np.median(weeks, axis=1).astype(np.float32),
@@ -112,20 +129,32 @@ class WideDeep:
         ahead = day[:, None] + np.arange(HORIZON)
         level = features.level_28[key, day - 1][:, None, None]
         seen = features.series.observed[key[:, None], ahead]
-        target = np.where(seen, features.series.counts[key[:, None], ahead] / level, np.nan).reshape(len(key), -1)
+        target = np.where(
+            seen, features.series.counts[key[:, None], ahead] / level, np.nan
+        ).reshape(len(key), -1)
         groups = (features.regions, features.stations, features.networks)
         self.trainer = Trainer(
-            network(self.version, len(features.key), groups, self.units), masked_l2, self.version.polyak
+            network(self.version, len(features.key), groups, self.units),
+            masked_l2,
+            self.version.polyak,
         )
         inputs, target = self.inputs(features, key, day), target.astype(np.float32)
         held = (
-            day > first[int(len(first) * (1 - VALIDATION)) - 1] if self.version.patience else np.zeros(len(day), bool)
+            day > first[int(len(first) * (1 - VALIDATION)) - 1]
+            if self.version.patience
+            else np.zeros(len(day), bool)
         )
         stop = self._stopper({name: values[held] for name, values in inputs.items()}, target[held])
         self.trainer.train(
-            {name: values[~held] for name, values in inputs.items()}, target[~held],
-            np.ones(int((~held).sum()), np.float32), self.epochs, self.batch, self.rate, seed, stop,
-        )  # fmt: skip
+            {name: values[~held] for name, values in inputs.items()},
+            target[~held],
+            np.ones(int((~held).sum()), np.float32),
+            self.epochs,
+            self.batch,
+            self.rate,
+            seed,
+            stop,
+        )
         return self
 
     def _stopper(self, inputs: Arrays, target: np.ndarray):
@@ -143,6 +172,8 @@ class WideDeep:
 
     def forecast(self, features: Features, day: int, days: int = HORIZON) -> np.ndarray:
         """Return counts, float32 (keys, days, 24)."""
-        shape = self.trainer.predict(self.inputs(features, features.key, np.full(len(features.key), day)), 256)
+        shape = self.trainer.predict(
+            self.inputs(features, features.key, np.full(len(features.key), day)), 256
+        )
         level = np.nan_to_num(features.level_28[:, day - 1])[:, None, None]
         return shape.reshape(-1, HORIZON, 24)[:, :days].clip(0) * level

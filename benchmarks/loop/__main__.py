@@ -40,20 +40,38 @@ def measure(topic: str, quick: bool, rounds: int, names: tuple[str, ...]) -> dic
 def _throughput(parts: Stack, quick: bool, rounds: int, names: tuple[str, ...]) -> dict[str, Any]:
     stack, total = parts.named(), 150_000 if quick else 1_200_000
     fill(stack.settings, total)
-    throughput.run_once(stack, throughput.ALL[0], total, 10)  # Flink's JVMs compile what runs often: nobody pays for it
+    throughput.run_once(
+        stack, throughput.ALL[0], total, 10
+    )  # Flink's JVMs compile what runs often: nobody pays for it
     found = throughput.measure(stack, total, rounds, 5 if quick else 8, names)
-    batch = round(found["throughput"].get(throughput.OURS, {}).get("samples_per_commit", {}).get("median", 5000))
+    batch = round(
+        found["throughput"]
+        .get(throughput.OURS, {})
+        .get("samples_per_commit", {})
+        .get("median", 5000)
+    )
     alone = [throughput.partial_fit_alone(batch) for _ in range(rounds)]
-    found["partial_fit_alone"] = {"title": f"limit: partial_fit alone, batch {batch}", **figure(alone, "samples/s")}
+    found["partial_fit_alone"] = {
+        "title": f"limit: partial_fit alone, batch {batch}",
+        **figure(alone, "samples/s"),
+    }
     return found
 
 
 def _freshness(parts: Stack, quick: bool, rounds: int, names: tuple[str, ...]) -> dict[str, Any]:
     seconds = 5 if quick else 15
-    table = {name: freshness.measure(parts, seconds, learner=name) for name in names or ("default", "sgd")}
+    table = {
+        name: freshness.measure(parts, seconds, learner=name)
+        for name in names or ("default", "sgd")
+    }
     at_1000 = next(iter(table.values()))["1000"]
-    return {"freshness": table, "freshness_ms": {"stored_p99": at_1000["stored_ms"]["p99"],
-                                                 "served_p99": at_1000["served_ms"]["p99"]}}  # fmt: skip
+    return {
+        "freshness": table,
+        "freshness_ms": {
+            "stored_p99": at_1000["stored_ms"]["p99"],
+            "served_p99": at_1000["served_ms"]["p99"],
+        },
+    }
 
 
 def _growth(parts: Stack, quick: bool, rounds: int, names: tuple[str, ...]) -> dict[str, Any]:
@@ -61,7 +79,9 @@ def _growth(parts: Stack, quick: bool, rounds: int, names: tuple[str, ...]) -> d
         "sizes": lambda: growth.sizes(parts, 1 if quick else 3),
         "batches": lambda: growth.batches(parts, 1 if quick else 3),
         "partitions": lambda: growth.partitions(parts, 100_000 if quick else 400_000, 10),
-        "transactions": lambda: growth.transactions(parts, 200_000 if quick else 600_000, 1 if quick else 3),
+        "transactions": lambda: growth.transactions(
+            parts, 200_000 if quick else 600_000, 1 if quick else 3
+        ),
         "catching_up": lambda: growth.catching_up(parts, 100_000 if quick else 1_000_000),
         "recovery": lambda: growth.recovery(parts, 1 if quick else 3),
         "memory": lambda: growth.memory(parts, 0.5 if quick else 30),
@@ -71,19 +91,44 @@ def _growth(parts: Stack, quick: bool, rounds: int, names: tuple[str, ...]) -> d
 
 def stolen(before: Any) -> float | None:
     """Return the share of the cores' time, in %, that the host gave to other machines since; None where it isn't told."""
-    spent = {name: now - then for name, now, then in zip(before._fields, psutil.cpu_times(), before, strict=True)}
+    spent = {
+        name: now - then
+        for name, now, then in zip(before._fields, psutil.cpu_times(), before, strict=True)
+    }
     return round(100 * spent["steal"] / sum(spent.values()), 1) if "steal" in spent else None
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Fewer samples and seconds: a look in some minutes, no figures of record.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds of throughput.")
 @click.option(
-    "--only", type=click.Choice(TOPICS), multiple=True, help="Measure only this; may be given more than once."
+    "--quick",
+    is_flag=True,
+    help="Fewer samples and seconds: a look in some minutes, no figures of record.",
 )
-@click.option("--name", "names", multiple=True, help="With --only: only this contender, learner or step of it.")
-@click.option("--report", is_flag=True, help="Measure nothing: tables and plots of what was measured before.")
-def main(quick: bool, rounds: int, only: tuple[str, ...], names: tuple[str, ...], report: bool) -> None:
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Rounds of throughput.",
+)
+@click.option(
+    "--only",
+    type=click.Choice(TOPICS),
+    multiple=True,
+    help="Measure only this; may be given more than once.",
+)
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    help="With --only: only this contender, learner or step of it.",
+)
+@click.option(
+    "--report", is_flag=True, help="Measure nothing: tables and plots of what was measured before."
+)
+def main(
+    quick: bool, rounds: int, only: tuple[str, ...], names: tuple[str, ...], report: bool
+) -> None:
     """Measure throughput, freshness and growth; what is measured replaces its part of benchmarks/results/loop.json.
 
     The tables are printed and written to docs/benchmarks.md, the plots beside it.
@@ -107,7 +152,9 @@ def measure_all(quick: bool, rounds: int, only: tuple[str, ...], names: tuple[st
         if names and topic == "growth":
             found["growth"] = results.get("growth", {}) | found["growth"]
         results |= found
-        results.setdefault("measured", {})[topic] = environment(command) | {"stolen_percent": stolen(before)}
+        results.setdefault("measured", {})[topic] = environment(command) | {
+            "stolen_percent": stolen(before)
+        }
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 

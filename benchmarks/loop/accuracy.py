@@ -70,7 +70,9 @@ def products(average: bool) -> Pipeline:
 def waves() -> Pipeline:
     """Return a linear model on 2,000 random Fourier features of the pixels."""
     sampler = RBFSampler(gamma=0.0008, n_components=2000, random_state=0).fit(np.zeros((1, 64)))
-    model = SGDClassifier(loss="log_loss", alpha=1e-6, learning_rate="constant", eta0=2.0, shuffle=False)
+    model = SGDClassifier(
+        loss="log_loss", alpha=1e-6, learning_rate="constant", eta0=2.0, shuffle=False
+    )
     return make_pipeline(sampler, model)
 
 
@@ -91,15 +93,25 @@ def named(name: str) -> Callable[[], Learner]:
 
 
 CONTENDERS = {
-    "default": Contender(report.LEARNERS["default"], named("default"), few=False, probabilities=True),
+    "default": Contender(
+        report.LEARNERS["default"], named("default"), few=False, probabilities=True
+    ),
     "default_10": Contender(report.LEARNERS["default_10"], named("default"), batch=10),
     "sgd": Contender(report.LEARNERS["sgd"], named("sgd"), few=False, probabilities=True),
-    "river_logistic": Contender(report.LEARNERS["river_logistic"], named("examples.river_digits:logistic")),
-    "river_softmax": Contender(report.LEARNERS["river_softmax"], named("examples.river_digits:softmax")),
+    "river_logistic": Contender(
+        report.LEARNERS["river_logistic"], named("examples.river_digits:logistic")
+    ),
+    "river_softmax": Contender(
+        report.LEARNERS["river_softmax"], named("examples.river_digits:softmax")
+    ),
     "river_tree": Contender(report.LEARNERS["river_tree"], named("examples.river_digits:tree")),
     "river_knn": Contender(report.LEARNERS["river_knn"], named("examples.river_digits:neighbours")),
-    "products": Contender(report.LEARNERS["products"], lambda: EstimatorLearner(products(True), CLASSES)),
-    "products_copies": Contender(report.LEARNERS["products_copies"], lambda: Rehearsing(products(False))),
+    "products": Contender(
+        report.LEARNERS["products"], lambda: EstimatorLearner(products(True), CLASSES)
+    ),
+    "products_copies": Contender(
+        report.LEARNERS["products_copies"], lambda: Rehearsing(products(False))
+    ),
     "fourier_copies": Contender(report.LEARNERS["fourier_copies"], lambda: Rehearsing(waves())),
 }
 
@@ -128,7 +140,9 @@ class Result:
             "strokes_sd": _deviation(self.strokes),
         }
         right = np.mean([p == y for p, y in zip(self.predicted, self.labels, strict=True)], axis=0)
-        figures["curve"] = [_mean(right[end - CURVE : end]) for end in range(CURVE, len(right) + 1, CURVE)]
+        figures["curve"] = [
+            _mean(right[end - CURVE : end]) for end in range(CURVE, len(right) + 1, CURVE)
+        ]
         if self.shares:
             shares, labels = np.vstack(self.shares), np.concatenate(self.labels)
             figures["log_loss"] = round(float(log_loss(labels, shares, labels=CLASSES)), 4)
@@ -137,7 +151,9 @@ class Result:
                 np.vstack(self.stroke_shares), np.concatenate(self.stroke_labels)
             )
             predicted = np.concatenate(self.predicted)
-            figures["confusion"] = confusion_matrix(labels, predicted, labels=[*CLASSES, -1])[:10, :10].tolist()
+            figures["confusion"] = confusion_matrix(labels, predicted, labels=[*CLASSES, -1])[
+                :10, :10
+            ].tolist()
         return figures
 
 
@@ -149,7 +165,9 @@ def _deviation(values: list[float]) -> float:
     return round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else 0.0
 
 
-def run(contender: Contender, shuffle: int, strokes: tuple[np.ndarray, np.ndarray], result: Result) -> None:
+def run(
+    contender: Contender, shuffle: int, strokes: tuple[np.ndarray, np.ndarray], result: Result
+) -> None:
     """Go once through the digits from a cold start, then read the strokes; what came of it goes into the result."""
     learner, order = contender.make(), np.random.default_rng(shuffle).permutation(len(X))
     predicted, shares, seconds = np.full(len(X), -1), np.full((len(X), len(CLASSES)), 0.1), 0.0
@@ -169,7 +187,9 @@ def run(contender: Contender, shuffle: int, strokes: tuple[np.ndarray, np.ndarra
     result.labels.append(Y[order])
     result.predicted.append(predicted)
     if contender.probabilities:
-        result.shares.append(np.clip(shares, 1e-6, 1))  # sure and wrong would be an endless log loss
+        result.shares.append(
+            np.clip(shares, 1e-6, 1)
+        )  # sure and wrong would be an endless log loss
         result.shares[-1] /= result.shares[-1].sum(axis=1, keepdims=True)
         result.stroke_shares.append(served(learner).predict_proba(strokes[0]))
         result.stroke_labels.append(strokes[1])
@@ -188,7 +208,10 @@ def calibration(shares: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     sure, right = shares.max(axis=1), shares.argmax(axis=1) == labels
     place = np.minimum((sure * 10).astype(int), 9)
     bins = [k for k in range(10) if (place == k).any()]
-    stated, found = [_mean(sure[place == k]) for k in bins], [_mean(right[place == k]) for k in bins]
+    stated, found = (
+        [_mean(sure[place == k]) for k in bins],
+        [_mean(right[place == k]) for k in bins],
+    )
     counts = [int((place == k).sum()) for k in bins]
     error = np.average(np.abs(np.subtract(stated, found)), weights=counts)
     return {"error": round(float(error), 4), "stated": stated, "right": found, "samples": counts}
@@ -200,7 +223,10 @@ def draw_curves(figures: dict[str, dict]) -> plt.Figure:
     for name, row in figures.items():
         seen = CURVE * np.arange(1, len(row["curve"]) + 1)
         axes.plot(
-            seen, row["curve"], label=CONTENDERS[name].title.strip("*"), linewidth=2.5 if name == "default" else 1
+            seen,
+            row["curve"],
+            label=CONTENDERS[name].title.strip("*"),
+            linewidth=2.5 if name == "default" else 1,
         )
     axes.set(xlabel="samples seen", ylabel=f"right of the last {CURVE}", ylim=(0.5, 1))
     axes.grid(alpha=0.3)
@@ -216,14 +242,23 @@ def draw_confusion(counts: list[list[int]]) -> plt.Figure:
     for a in CLASSES:
         for b in CLASSES:
             axes.text(b, a, f"{shares[a, b]:.0f}", ha="center", va="center", fontsize=8)
-    axes.set(xlabel="predicted", ylabel="actual", xticks=CLASSES, yticks=CLASSES, title="Of 1,000 of each digit")
+    axes.set(
+        xlabel="predicted",
+        ylabel="actual",
+        xticks=CLASSES,
+        yticks=CLASSES,
+        title="Of 1,000 of each digit",
+    )
     return figure
 
 
 def draw_calibration(row: dict) -> plt.Figure:
     """Plot how often a learner is right over how sure it says it is."""
     figure, axes = plt.subplots(figsize=(5, 5))
-    for title, key in (("digits, while learning", "calibration"), ("pen strokes, never taught", "calibration_strokes")):
+    for title, key in (
+        ("digits, while learning", "calibration"),
+        ("pen strokes, never taught", "calibration_strokes"),
+    ):
         axes.plot(row[key]["stated"], row[key]["right"], "o-", label=title)
     axes.plot([0, 1], [0, 1], ":", color="grey")
     axes.set(xlabel="stated probability", ylabel="share that is right")
@@ -232,10 +267,18 @@ def draw_calibration(row: dict) -> plt.Figure:
 
 
 @click.command()
-@click.option("--shuffles", default=20, show_default=True, help="Shuffles of the digits for the project's learners.")
+@click.option(
+    "--shuffles",
+    default=20,
+    show_default=True,
+    help="Shuffles of the digits for the project's learners.",
+)
 @click.option("--few", default=3, show_default=True, help="Shuffles for the others.")
 @click.option(
-    "--only", multiple=True, type=click.Choice(list(CONTENDERS)), help="Measure these, keep the others' rows."
+    "--only",
+    multiple=True,
+    type=click.Choice(list(CONTENDERS)),
+    help="Measure these, keep the others' rows.",
 )
 def main(shuffles: int, few: int, only: tuple[str, ...]) -> None:
     """Measure the learners, print the table, write accuracy.json and the plots."""
@@ -250,7 +293,9 @@ def main(shuffles: int, few: int, only: tuple[str, ...]) -> None:
             run(contender, shuffle, (X_strokes.astype(np.float64), y_strokes), result)
             progress.update()
         figures[name] = result.summary()
-        FIGURES.write_text(json.dumps({key: figures[key] for key in CONTENDERS if key in figures}) + "\n")
+        FIGURES.write_text(
+            json.dumps({key: figures[key] for key in CONTENDERS if key in figures}) + "\n"
+        )
     progress.close()
     figures = json.loads(FIGURES.read_text())
     print(report.accuracy(figures))

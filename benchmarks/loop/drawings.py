@@ -40,7 +40,16 @@ FONT_PACKAGES = (
 MATPLOTLIB_FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral", "cmr10", "cmtt10")
 HERSHEY_FONTS = ("futural", "rowmans", "scripts", "cursive")
 PENS = 20  # people who write digits as MOVEMENTS describes
-AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))  # straight steps first
+AROUND = (
+    (1, 0),
+    (-1, 0),
+    (0, 1),
+    (0, -1),
+    (1, 1),
+    (1, -1),
+    (-1, 1),
+    (-1, -1),
+)  # straight steps first
 
 # Pen movements, as (x, y) points in a box 100 high, y down; strokes are parted by "/", a curve runs through the points.
 # "!" before a point makes a corner there.
@@ -122,7 +131,9 @@ class Shape:
     filled: bool
 
 
-def stroke_set(n: int = 4_000, seed: int = 0, read: Callable[[str], np.ndarray] = features) -> tuple[np.ndarray, ...]:
+def stroke_set(
+    n: int = 4_000, seed: int = 0, read: Callable[[str], np.ndarray] = features
+) -> tuple[np.ndarray, ...]:
     """Return X uint8 (n, 64), y int64 (n,), hand int64 (n,): drawings, their digits and who "wrote" them.
 
     Hands take turns, so that every hand and digit is there about equally often. ``read`` takes a base64 SVG to the
@@ -146,7 +157,9 @@ def split_by_hand(hand: np.ndarray, share: float = 0.5, seed: int = 0) -> np.nda
     """
     people = list(dict.fromkeys(name.partition(" ")[0] for name in all_hands()))
     chosen = set(np.random.default_rng(seed).permutation(people)[: round(share * len(people))])
-    return np.isin(hand, [i for i, name in enumerate(all_hands()) if name.partition(" ")[0] in chosen])
+    return np.isin(
+        hand, [i for i, name in enumerate(all_hands()) if name.partition(" ")[0] in chosen]
+    )
 
 
 @lru_cache(maxsize=1)
@@ -167,13 +180,19 @@ def pens() -> dict[str, list[Shape]]:
     hands = {}
     for k in range(PENS):
         rng = np.random.default_rng(k)
-        hands[f"pen-{k} movement"] = [_movement(d, str(rng.choice(ways))) for d, ways in MOVEMENTS.items()]
+        hands[f"pen-{k} movement"] = [
+            _movement(d, str(rng.choice(ways))) for d, ways in MOVEMENTS.items()
+        ]
     return hands
 
 
 def _font_files() -> Iterator[tuple[str, Path]]:
     for package in FONT_PACKAGES:
-        fonts = [file for file in files(package) or [] if file.suffix in (".ttf", ".otf") and "Italic" not in file.name]
+        fonts = [
+            file
+            for file in files(package) or []
+            if file.suffix in (".ttf", ".otf") and "Italic" not in file.name
+        ]
         regular = sorted(fonts, key=lambda file: ("Regular" not in file.name, file.name))[0]
         yield package, Path(str(regular.locate()))
     for name in MATPLOTLIB_FONTS:
@@ -182,7 +201,9 @@ def _font_files() -> Iterator[tuple[str, Path]]:
 
 def _outline(path: Path, digit: int) -> Shape:
     text = TextPath((0, 0), str(digit), size=100, prop=FontProperties(fname=str(path)))
-    return Shape(digit, tuple(np.asarray(line) * [1, -1] for line in text.to_polygons()), filled=True)
+    return Shape(
+        digit, tuple(np.asarray(line) * [1, -1] for line in text.to_polygons()), filled=True
+    )
 
 
 def _skeleton(shape: Shape) -> Shape:
@@ -192,7 +213,10 @@ def _skeleton(shape: Shape) -> Shape:
     inside = np.zeros((220, 220), bool)
     for line in shape.lines:
         inside ^= polygon2mask(inside.shape, (line - corner)[:, ::-1] * scale + 8)
-    strokes = [gaussian_filter1d(stroke, 4, axis=0, mode="nearest") for stroke in _traced(skeletonize(inside))]
+    strokes = [
+        gaussian_filter1d(stroke, 4, axis=0, mode="nearest")
+        for stroke in _traced(skeletonize(inside))
+    ]
     kept = [stroke for stroke in strokes if len(stroke) > 14] or strokes
     return Shape(shape.digit, tuple(kept), filled=False)
 
@@ -201,7 +225,9 @@ def _traced(skeleton: np.ndarray) -> list[np.ndarray]:
     """Return the lines of a one-pixel skeleton, each float64 (n, 2) as x, y, from end or crossing to the next."""
     neighbours = convolve(skeleton.astype(int), np.ones((3, 3), int), mode="constant") - 1
     left = {(int(x), int(y)) for y, x in zip(*np.nonzero(skeleton), strict=True)}
-    starts = sorted(left, key=lambda p: abs(neighbours[p[1], p[0]] - 1))  # ends first, then the rest
+    starts = sorted(
+        left, key=lambda p: abs(neighbours[p[1], p[0]] - 1)
+    )  # ends first, then the rest
     strokes: list[np.ndarray] = []
     for start in starts:
         if start not in left:
@@ -211,7 +237,9 @@ def _traced(skeleton: np.ndarray) -> list[np.ndarray]:
         while at is not None:
             left.discard(at)
             stroke.append(at)
-            at = next((p for p in ((at[0] + dx, at[1] + dy) for dx, dy in AROUND) if p in left), None)
+            at = next(
+                (p for p in ((at[0] + dx, at[1] + dy) for dx, dy in AROUND) if p in left), None
+            )
         strokes.append(np.array(stroke, dtype=np.float64))
     return strokes
 
@@ -220,7 +248,9 @@ def _hershey(name: str, digit: int) -> Shape:
     font = HersheyFonts()
     font.load_default_font(name)
     font.normalize_rendering(100)
-    strokes = tuple(np.array(stroke, dtype=np.float64) * [1, -1] for stroke in font.strokes_for_text(str(digit)))
+    strokes = tuple(
+        np.array(stroke, dtype=np.float64) * [1, -1] for stroke in font.strokes_for_text(str(digit))
+    )
     return Shape(digit, strokes, filled=False)
 
 
@@ -236,7 +266,10 @@ def _through(words: list[str]) -> np.ndarray:
     tangent[corner] = 0
     t = np.linspace(0, 1, 12)[:, None]
     pieces = [
-        (2 * t**3 - 3 * t**2 + 1) * a + (t**3 - 2 * t**2 + t) * u + (3 * t**2 - 2 * t**3) * b + (t**3 - t**2) * v
+        (2 * t**3 - 3 * t**2 + 1) * a
+        + (t**3 - 2 * t**2 + t) * u
+        + (3 * t**2 - 2 * t**3) * b
+        + (t**3 - t**2) * v
         for a, b, u, v in zip(points[:-1], points[1:], tangent[:-1], tangent[1:], strict=True)
     ]
     return np.vstack(pieces)
@@ -256,7 +289,9 @@ def drawn(shape: Shape, rng: np.random.Generator) -> str:
         d = "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in line) + "Z" for line in lines)
         ink = f'<path d="{d}" fill="#000"/>'
     else:
-        pen = min(float(np.exp(rng.uniform(0, np.log(40)))), height / 4)  # no one draws with a pen wider than that
+        pen = min(
+            float(np.exp(rng.uniform(0, np.log(40)))), height / 4
+        )  # no one draws with a pen wider than that
         ink = "".join(_stroke(line, canvas, pen, rng) for line in lines)
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {canvas} {canvas}">{ink}</svg>'
     return base64.b64encode(svg.encode()).decode()
@@ -269,11 +304,17 @@ def _bent(shape: Shape, rng: np.random.Generator) -> list[np.ndarray]:
     matrix = turn @ np.array([[1, -slant], [0, 1]]) @ np.diag([np.exp(rng.normal(0, 0.2)), 1])
     centre = np.vstack(shape.lines).mean(0)
     size = max(np.ptp(np.vstack(shape.lines), axis=0).max(), 1e-9)
-    waves, phases, strength = rng.uniform(0.5, 1.5, (2, 2)), rng.uniform(0, 2 * np.pi, 2), rng.normal(0, 0.045, 2)
+    waves, phases, strength = (
+        rng.uniform(0.5, 1.5, (2, 2)),
+        rng.uniform(0, 2 * np.pi, 2),
+        rng.normal(0, 0.045, 2),
+    )
     lines = []
     for line in shape.lines:
         unit = (line - centre) / size
-        bend = np.column_stack([strength[k] * np.sin(2 * np.pi * unit @ waves[k] + phases[k]) for k in (0, 1)])
+        bend = np.column_stack(
+            [strength[k] * np.sin(2 * np.pi * unit @ waves[k] + phases[k]) for k in (0, 1)]
+        )
         moved = 0 if shape.filled or len(shape.lines) == 1 else rng.normal(0, 0.02, 2)
         lines.append((unit + bend + moved) @ matrix.T)
     return lines
@@ -285,7 +326,10 @@ def _stroke(line: np.ndarray, canvas: int, pen: float, rng: np.random.Generator)
     n = max(2, round(step[-1] / canvas * rng.uniform(12, 60)))
     at = np.linspace(0, step[-1], n)
     tremble = rng.normal(0, canvas * 0.004, (n, 2))
-    points = np.column_stack([np.interp(at, step, line[:, 0]), np.interp(at, step, line[:, 1])]) + tremble
+    points = (
+        np.column_stack([np.interp(at, step, line[:, 0]), np.interp(at, step, line[:, 1])])
+        + tremble
+    )
     return (
         f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" fill="none" stroke="#000" '
         f'stroke-width="{pen:.1f}" stroke-linecap="round" stroke-linejoin="round"/>'
@@ -305,14 +349,19 @@ def accuracy_before_and_after(n: int, taught: int, batch: int, seed: int) -> dic
     for start in range(0, len(digits), batch):
         learner.learn(digits[start : start + batch], labels[start : start + batch])
     found = {"before, all": right(learner, X, y)}
-    found |= {f"before, {kind}": right(learner, X[kinds == kind], y[kinds == kind]) for kind in dict.fromkeys(kinds)}
+    found |= {
+        f"before, {kind}": right(learner, X[kinds == kind], y[kinds == kind])
+        for kind in dict.fromkeys(kinds)
+    }
     found["before, hands not taught"] = right(learner, X[~mine], y[~mine])
     at_first_sight: list[bool] = []
     for start in range(0, taught, batch):
         some = np.flatnonzero(mine)[start : start + batch]
         at_first_sight += (learner.predict(X[some].astype(float)) == y[some]).tolist()
         learner.learn(X[some].astype(float), y[some])
-    found[f"the last 500 of {len(at_first_sight)} taught, at first sight"] = float(np.mean(at_first_sight[-500:]))
+    found[f"the last 500 of {len(at_first_sight)} taught, at first sight"] = float(
+        np.mean(at_first_sight[-500:])
+    )
     return found | {"after, hands not taught": right(learner, X[~mine], y[~mine])}
 
 

@@ -25,8 +25,16 @@ RESULTS = HERE / "benchmarks" / "results" / "loop.json"
 
 @click.command(help=__doc__)
 @click.option("--seed", type=int, help="Draws faults and moments; a new one each time by default.")
-@click.option("--faults", "count", default=50, show_default=True, help="How many; each kind comes at least once.")
-@click.option("--samples", default=100_000, show_default=True, help="How many messages stream in at least.")
+@click.option(
+    "--faults",
+    "count",
+    default=50,
+    show_default=True,
+    help="How many; each kind comes at least once.",
+)
+@click.option(
+    "--samples", default=100_000, show_default=True, help="How many messages stream in at least."
+)
 @click.option("--rate", default=200.0, show_default=True, help="Messages a second.")
 @click.option("--learner", default="sgd", show_default=True, help="LEARNER of the job.")
 def main(seed: int | None, count: int, samples: int, rate: float, learner: str) -> None:
@@ -40,7 +48,9 @@ def main(seed: int | None, count: int, samples: int, rate: float, learner: str) 
         with trial(parts, seed, rate=rate, learner=learner) as running:
             for name in tqdm(names, unit="fault", disable=not sys.stderr.isatty()):
                 seconds.setdefault(name, []).append(strike(running, name))
-                click.echo(f"{time.strftime('%H:%M:%S')} {name}: {seconds[name][-1]:.1f} s", err=True)
+                click.echo(
+                    f"{time.strftime('%H:%M:%S')} {name}: {seconds[name][-1]:.1f} s", err=True
+                )
             wait_for(running, samples)
             messages, lost, twice = running.prove()
             command = f'make faults FAULTS="--seed {seed} --learner {learner}"'
@@ -74,7 +84,9 @@ def wait_for(running: Trial, samples: int) -> None:
         time.sleep(5)
 
 
-def result(seconds: dict[str, list[float]], running: Trial, counts: tuple[int, int, int], command: str) -> dict:
+def result(
+    seconds: dict[str, list[float]], running: Trial, counts: tuple[int, int, int], command: str
+) -> dict:
     """Return what the run showed, as it stands in benchmarks/results/loop.json."""
     messages, lost, twice = counts
     proof = running.proof
@@ -93,7 +105,10 @@ def result(seconds: dict[str, list[float]], running: Trial, counts: tuple[int, i
                 "median": round(statistics.median(took), 1),
                 "max": round(max(took), 1),
             }
-            for name, took in [*sorted(seconds.items()), ("all", list(chain.from_iterable(seconds.values())))]
+            for name, took in [
+                *sorted(seconds.items()),
+                ("all", list(chain.from_iterable(seconds.values()))),
+            ]
         },
     }
 

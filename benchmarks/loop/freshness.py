@@ -33,7 +33,9 @@ def page(view: Stack) -> Iterator[Stack]:
     """Run the page on this view's port."""
     log = view.settings.run_dir / "log" / "page.log"
     with log.open("ab") as out:
-        process = subprocess.Popen([sys.executable, HERE / "server.py"], env=view.env, stdout=out, stderr=out, cwd=HERE)
+        process = subprocess.Popen(
+            [sys.executable, HERE / "server.py"], env=view.env, stdout=out, stderr=out, cwd=HERE
+        )
     try:
         until(lambda: not port_is_free(view.settings.page_port), 60, "the page listens")
         yield view
@@ -74,7 +76,9 @@ class Watch:
     def ages_ms(self, sent: np.ndarray, first: int) -> np.ndarray:
         """Return the age in ms of each sample sent at ``sent`` (seconds), the first of which has offset ``first``."""
         times, following = np.array([t for t, _ in self.seen]), np.array([o for _, o in self.seen])
-        arrived = times[np.searchsorted(following, np.arange(first, first + len(sent)), side="right")]
+        arrived = times[
+            np.searchsorted(following, np.arange(first, first + len(sent)), side="right")
+        ]
         return (arrived - sent) * 1000
 
 
@@ -87,7 +91,9 @@ def watch_redis(config: Settings) -> Callable[[Watch], None]:
             told.subscribe(f"{config.model_key}:updates")
             while not to.stop.is_set():
                 if told.get_message(timeout=1):
-                    progress = json.loads(client.hget(f"{{{config.model_key}}}:meta", "progress") or b"{}")
+                    progress = json.loads(
+                        client.hget(f"{{{config.model_key}}}:meta", "progress") or b"{}"
+                    )
                     to.note(progress.get("0", 0))
 
     return watch
@@ -111,7 +117,11 @@ def watch_page(config: Settings) -> Callable[[Watch], None]:
 def send(config: Settings, rate: float, count: int) -> np.ndarray:
     """Send samples at a steady rate; returns when each was handed to the producer, seconds on the monotonic clock."""
     producer = Producer(
-        {"bootstrap.servers": config.kafka_bootstrap_servers, "linger.ms": 1, "enable.idempotence": True}
+        {
+            "bootstrap.servers": config.kafka_bootstrap_servers,
+            "linger.ms": 1,
+            "enable.idempotence": True,
+        }
     )
     sent = np.empty(count)
     begin = time.monotonic()
@@ -132,21 +142,32 @@ def spread(ages: np.ndarray) -> dict[str, float]:
     return {"p50": round(p50, 1), "p99": round(p99, 1), "max": round(most, 1), "samples": len(ages)}
 
 
-def at_rate(config: Settings, first: int, rate: float, seconds: float) -> dict[str, dict[str, float]]:
+def at_rate(
+    config: Settings, first: int, rate: float, seconds: float
+) -> dict[str, dict[str, float]]:
     """Return the ages of ``seconds`` of samples at ``rate``; ``first`` is the offset that the first of them gets."""
     stored, served = Watch(watch_redis(config)), Watch(watch_page(config))
     try:
         sent = send(config, rate, round(rate * seconds))
         for watch in (stored, served):
-            until(lambda watch=watch: watch.reached(first + len(sent)), 60, "every sample was learned")
+            until(
+                lambda watch=watch: watch.reached(first + len(sent)), 60, "every sample was learned"
+            )
     finally:
         stored.end()
         served.end()
-    return {"stored_ms": spread(stored.ages_ms(sent, first)), "served_ms": spread(served.ages_ms(sent, first))}
+    return {
+        "stored_ms": spread(stored.ages_ms(sent, first)),
+        "served_ms": spread(served.ages_ms(sent, first)),
+    }
 
 
-def measure(stack: Stack, seconds: float, rates: tuple[int, ...] = (10, 100, 1_000, 10_000),
-            learner: str = "sgd") -> dict[str, Any]:  # fmt: skip
+def measure(
+    stack: Stack,
+    seconds: float,
+    rates: tuple[int, ...] = (10, 100, 1_000, 10_000),
+    learner: str = "sgd",
+) -> dict[str, Any]:
     """Return the ages at each rate, with the page running, after three times as long a warm-up at 1,000/s."""
     view = stack.named()
     config = view.settings
@@ -155,7 +176,11 @@ def measure(stack: Stack, seconds: float, rates: tuple[int, ...] = (10, 100, 1_0
     try:
         with page(view):
             following = len(send(config, 1_000, round(3_000 * seconds)))
-            until(lambda: ask(config, "/model").get("samples") == following, 120, "the warm-up was learned")
+            until(
+                lambda: ask(config, "/model").get("samples") == following,
+                120,
+                "the warm-up was learned",
+            )
             for rate in rates:
                 table[str(rate)] = at_rate(config, following, rate, seconds)
                 following += round(rate * seconds)

@@ -44,9 +44,15 @@ def trainer_cost(stack: Stack, form: Format, batch: int, seconds: float) -> dict
     trainer.open()
     learn_fast()
     draw = np.random.default_rng(0)
-    rows = [form.sample(draw.integers(0, 17, form.n_features), draw.integers(form.n_classes)) for _ in range(batch)]
+    rows = [
+        form.sample(draw.integers(0, 17, form.n_features), draw.integers(form.n_classes))
+        for _ in range(batch)
+    ]
     spent: dict[str, list[float]] = {part: [] for part in PARTS[:-1]}
-    parse, commit = _timed(trainer.format.parse, spent["parse"]), _timed(trainer.store.commit, spent["commit"])
+    parse, commit = (
+        _timed(trainer.format.parse, spent["parse"]),
+        _timed(trainer.store.commit, spent["commit"]),
+    )
     object.__setattr__(trainer.format, "parse", parse)
     trainer.store.commit = commit  # type: ignore[method-assign]
     trainer.learner.predict = _timed(trainer.learner.predict, spent["predict"])  # type: ignore[method-assign]
@@ -62,11 +68,17 @@ def trainer_cost(stack: Stack, form: Format, batch: int, seconds: float) -> dict
         trainer.close()
         object.__delattr__(trainer.format, "parse")
         delattr(messages, name)
-    spent["rest"] = [whole - sum(parts) for whole, *parts in zip(totals, *spent.values(), strict=True)]
+    spent["rest"] = [
+        whole - sum(parts) for whole, *parts in zip(totals, *spent.values(), strict=True)
+    ]
     medians = {part: statistics.median(times[1:]) * 1000 for part, times in spent.items()}
     total = statistics.median(totals[1:]) * 1000
-    return {"batch": batch, "samples_per_s": round(batch / total * 1000), "model_bytes": model,
-            "ms_per_batch": {part: round(ms, 3) for part, ms in medians.items()}}  # fmt: skip
+    return {
+        "batch": batch,
+        "samples_per_s": round(batch / total * 1000),
+        "model_bytes": model,
+        "ms_per_batch": {part: round(ms, 3) for part, ms in medians.items()},
+    }
 
 
 def _timed(function: Any, times: list[float]) -> Any:
@@ -88,13 +100,17 @@ def sizes(stack: Stack, seconds: float) -> dict[str, Any]:
         table[f"{features} features, {classes} classes"] = trainer_cost(
             stack, form, min(5_000, 6_000_000 // features), seconds
         )
-        print(f"growth: {features} features, {classes} classes: {[*table.values()][-1]}", flush=True)
+        print(
+            f"growth: {features} features, {classes} classes: {[*table.values()][-1]}", flush=True
+        )
     return table
 
 
 def batches(stack: Stack, seconds: float) -> dict[str, Any]:
     """Return the task's cost by batch size."""
-    table = {str(n): trainer_cost(stack, messages.DIGITS, n, seconds) for n in (1, 10, 100, 1_000, 5_000)}
+    table = {
+        str(n): trainer_cost(stack, messages.DIGITS, n, seconds) for n in (1, 10, 100, 1_000, 5_000)
+    }
     for batch, row in table.items():
         print(f"growth: batch {batch}: {row}", flush=True)
     return table
@@ -134,7 +150,10 @@ def transactions(stack: Stack, total: int, rounds: int) -> dict[str, Any]:
                 print(f"growth: round {number}: {name} input: {rate:,.0f}/s", flush=True)
     ratio = statistics.median(rates["plain"]) / statistics.median(rates["transactional"])
     found = {name: figure(values, "samples/s") for name, values in rates.items()}
-    print(f"growth: transactions of {TRANSACTION}: {ratio:.2f} times the time of plain input", flush=True)
+    print(
+        f"growth: transactions of {TRANSACTION}: {ratio:.2f} times the time of plain input",
+        flush=True,
+    )
     return found | {"size": TRANSACTION, "times_the_time": round(ratio, 2)}
 
 
@@ -162,7 +181,11 @@ def memory(stack: Stack, minutes: float) -> dict[str, Any]:
     """
     view = stack.named()
     job = view.submit_job(LEARNER="sgd")
-    watch, stop, series = Watch(watch_redis(view.settings)), threading.Event(), dict[str, list[float]]()
+    watch, stop, series = (
+        Watch(watch_redis(view.settings)),
+        threading.Event(),
+        dict[str, list[float]](),
+    )
     sender = threading.Thread(target=keep_waiting, args=(view.settings, watch, stop), daemon=True)
     try:
         with page(view):
@@ -182,10 +205,22 @@ def memory(stack: Stack, minutes: float) -> dict[str, Any]:
     result = {}
     for name, values in series.items():
         part = max(1, len(values) // 6)
-        change = statistics.fmean(values[-part:]) / max(statistics.fmean(values[part : 2 * part]), 0.1) - 1
-        result[name] = {"unit": "MiB", "first": values[0], "last": values[-1], "max": max(values),
-                        "last_sixth_against_second": round(change, 3), "series": values}  # fmt: skip
-        print(f"growth: memory of {name}: {values[0]} to {values[-1]} MiB, {100 * change:+.1f} %", flush=True)
+        change = (
+            statistics.fmean(values[-part:]) / max(statistics.fmean(values[part : 2 * part]), 0.1)
+            - 1
+        )
+        result[name] = {
+            "unit": "MiB",
+            "first": values[0],
+            "last": values[-1],
+            "max": max(values),
+            "last_sixth_against_second": round(change, 3),
+            "series": values,
+        }
+        print(
+            f"growth: memory of {name}: {values[0]} to {values[-1]} MiB, {100 * change:+.1f} %",
+            flush=True,
+        )
     print(f"growth: memory: {rate:,.0f} samples/s", flush=True)
     return {"minutes": minutes, "samples_per_s": round(rate), "parts": result}
 
@@ -206,7 +241,9 @@ def _resident(view: Stack) -> dict[str, float]:
 
     manager = psutil.Process(view.parts["taskmanager"].popen.pid)
     pages = [
-        p for p in psutil.Process().children(recursive=True) if p.is_running() and "server.py" in " ".join(p.cmdline())
+        p
+        for p in psutil.Process().children(recursive=True)
+        if p.is_running() and "server.py" in " ".join(p.cmdline())
     ]
     files = Path(view.settings.run_dir, "redis").rglob("*")
     return {
@@ -236,15 +273,21 @@ def catching_up(stack: Stack, waiting: int) -> dict[str, Any]:
             while not watch.reached(waiting):
                 _timed(lambda: predict(config), times)()
                 if time.monotonic() - begin > 300:
-                    raise TimeoutError(f"still {waiting - watch.seen[-1][1]} samples behind after 300 s")
+                    raise TimeoutError(
+                        f"still {waiting - watch.seen[-1][1]} samples behind after 300 s"
+                    )
             seconds = watch.seen[-1][0] - watch.seen[0][0]
             sender.join()
     finally:
         watch.end()
         view.cancel_job(job)
     ages = np.array(times or [0.0]) * 1000
-    found = {"waiting": waiting, "seconds": round(seconds, 2), "page_ms_p50": round(float(np.median(ages)), 1),
-             "page_ms_p99": round(float(np.percentile(ages, 99)), 1)}  # fmt: skip
+    found = {
+        "waiting": waiting,
+        "seconds": round(seconds, 2),
+        "page_ms_p50": round(float(np.median(ages)), 1),
+        "page_ms_p99": round(float(np.percentile(ages, 99)), 1),
+    }
     print(f"growth: catching up: {found}", flush=True)
     return found
 
@@ -272,7 +315,10 @@ def recovery(stack: Stack, times: int) -> dict[str, Any]:
 
     sender = threading.Thread(target=keep_sending, daemon=True)
     sender.start()
-    kills = {"Python worker": kill_worker, "TaskManager, restarted at once": lambda: view.restart("taskmanager")}
+    kills = {
+        "Python worker": kill_worker,
+        "TaskManager, restarted at once": lambda: view.restart("taskmanager"),
+    }
     found = {}
     try:
         for name, kill in kills.items():

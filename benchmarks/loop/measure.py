@@ -20,7 +20,15 @@ from harness.stack import Stack
 from loop.messages import DIGITS, Format
 from settings import Settings
 
-LIBRARIES = ("apache-flink", "numpy", "scikit-learn", "pyarrow", "kafka-python", "confluent-kafka", "redis")
+LIBRARIES = (
+    "apache-flink",
+    "numpy",
+    "scikit-learn",
+    "pyarrow",
+    "kafka-python",
+    "confluent-kafka",
+    "redis",
+)
 
 
 def figure(values: Sequence[float], unit: str) -> dict[str, Any]:
@@ -46,12 +54,17 @@ def environment(command: str) -> dict[str, Any]:
         "unknown",
     )
     return {
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(psutil.virtual_memory().total / 2**30),
-                    "system": f"{platform.system()} {platform.machine()}"},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "machine": {
+            "cpu": cpu,
+            "cores": os.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in LIBRARIES},
         "command": command,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }  # fmt: skip
+    }
 
 
 def samples(form: Format = DIGITS) -> Iterator[bytes]:
@@ -62,10 +75,17 @@ def samples(form: Format = DIGITS) -> Iterator[bytes]:
         yield from prepared
 
 
-def fill(config: Settings, count: int, messages: Iterator[bytes] | None = None, partitions: int = 1) -> None:
+def fill(
+    config: Settings, count: int, messages: Iterator[bytes] | None = None, partitions: int = 1
+) -> None:
     """Send this many messages to the input topic, one partition after the other in turns."""
-    producer = Producer({"bootstrap.servers": config.kafka_bootstrap_servers, "linger.ms": 20,
-                         "queue.buffering.max.messages": 500_000})  # fmt: skip
+    producer = Producer(
+        {
+            "bootstrap.servers": config.kafka_bootstrap_servers,
+            "linger.ms": 20,
+            "queue.buffering.max.messages": 500_000,
+        }
+    )
     for number, message in enumerate(islice(messages or samples(), count)):
         while True:
             try:
@@ -78,8 +98,13 @@ def fill(config: Settings, count: int, messages: Iterator[bytes] | None = None, 
 
 def fill_in_transactions(config: Settings, count: int, size: int) -> None:
     """Send this many messages to the input topic in transactions of ``size``, each of which leaves a marker."""
-    producer = Producer({"bootstrap.servers": config.kafka_bootstrap_servers, "linger.ms": 20,
-                         "transactional.id": config.input_topic})  # fmt: skip
+    producer = Producer(
+        {
+            "bootstrap.servers": config.kafka_bootstrap_servers,
+            "linger.ms": 20,
+            "transactional.id": config.input_topic,
+        }
+    )
     producer.init_transactions(30)
     messages = islice(samples(), count)
     while some := list(islice(messages, size)):
@@ -92,9 +117,13 @@ def fill_in_transactions(config: Settings, count: int, size: int) -> None:
 @contextmanager
 def counted(config: Settings, topic: str) -> Iterator[Any]:
     """Give a function that returns how many records the topic's only partition has got, also uncommitted ones."""
-    consumer = Consumer({"bootstrap.servers": config.kafka_bootstrap_servers, "group.id": "benchmark"})
+    consumer = Consumer(
+        {"bootstrap.servers": config.kafka_bootstrap_servers, "group.id": "benchmark"}
+    )
     try:
-        yield lambda: consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=10, cached=False)[1]
+        yield lambda: consumer.get_watermark_offsets(
+            TopicPartition(topic, 0), timeout=10, cached=False
+        )[1]
     finally:
         consumer.close()
 
@@ -105,8 +134,12 @@ class Pace:
 
     rate: float
     samples: int
-    cpu_us: dict[str, float] = field(default_factory=dict)  # process -> microseconds of CPU per sample
-    threads_us: dict[str, float] = field(default_factory=dict)  # the TaskManager's thread -> the same
+    cpu_us: dict[str, float] = field(
+        default_factory=dict
+    )  # process -> microseconds of CPU per sample
+    threads_us: dict[str, float] = field(
+        default_factory=dict
+    )  # the TaskManager's thread -> the same
     per_commit: int = 0  # samples, on average, where the job is ours
 
 
@@ -114,8 +147,14 @@ class NothingCameError(RuntimeError):
     """A contender gave no output in time."""
 
 
-def pace(config: Settings, topic: str, total: int, seconds: float, stack: Stack | None = None,
-         patience: float = 90) -> Pace:  # fmt: skip
+def pace(
+    config: Settings,
+    topic: str,
+    total: int,
+    seconds: float,
+    stack: Stack | None = None,
+    patience: float = 90,
+) -> Pace:
     """Watch the topic fill up to ``total`` or for ``seconds``; the first half, at most 8 s of it, is warm-up."""
     with counted(config, topic) as count:
         deadline = time.monotonic() + patience
@@ -124,7 +163,9 @@ def pace(config: Settings, topic: str, total: int, seconds: float, stack: Stack 
                 raise NothingCameError(f"nothing came to {topic} in {patience:.0f} s")
             time.sleep(0.02)
         first = time.monotonic()
-        while count() < total / 2 and time.monotonic() - first < 8:  # the JVM compiles, a consumer group forms
+        while (
+            count() < total / 2 and time.monotonic() - first < 8
+        ):  # the JVM compiles, a consumer group forms
             time.sleep(0.02)
         cpu, threads = cpu_times(stack)
         at, begin = count(), time.monotonic()
@@ -135,12 +176,18 @@ def pace(config: Settings, topic: str, total: int, seconds: float, stack: Stack 
         spent = time.monotonic() - begin
         cpu_end, threads_end = cpu_times(stack)
     done = max(now - at, 1)
-    return Pace(done / spent, done, _per_sample(cpu, cpu_end, done), _per_sample(threads, threads_end, done))
+    return Pace(
+        done / spent, done, _per_sample(cpu, cpu_end, done), _per_sample(threads, threads_end, done)
+    )
 
 
 def _per_sample(before: dict[str, float], after: dict[str, float], done: int) -> dict[str, float]:
     spent = {name: (after[name] - before.get(name, 0)) / done * 1e6 for name in after}
-    return {name: round(us, 2) for name, us in sorted(spent.items(), key=lambda item: -item[1]) if us >= 0.05}
+    return {
+        name: round(us, 2)
+        for name, us in sorted(spent.items(), key=lambda item: -item[1])
+        if us >= 0.05
+    }
 
 
 def cpu_times(stack: Stack | None) -> tuple[dict[str, float], dict[str, float]]:
@@ -153,7 +200,11 @@ def cpu_times(stack: Stack | None) -> tuple[dict[str, float], dict[str, float]]:
             process = psutil.Process(part.popen.pid)
             by_process[name] = sum(process.cpu_times()[:2])
             if name == "taskmanager":
-                workers = [sum(w.cpu_times()[:2]) for w in process.children(recursive=True) if w.is_running()]
+                workers = [
+                    sum(w.cpu_times()[:2])
+                    for w in process.children(recursive=True)
+                    if w.is_running()
+                ]
                 by_process["python worker"] = sum(workers)
     manager = stack.parts["taskmanager"].popen
     by_thread: dict[str, float] = {}

@@ -47,7 +47,9 @@ class Person(FastHttpUser):
     def predict(self) -> None:
         """Ask for one answer; anything but 201 is an error."""
         number = RNG.integers(DRAWINGS)
-        with self.client.post("/predict", data={"imgStr": SENT[number]}, catch_response=True) as answer:
+        with self.client.post(
+            "/predict", data={"imgStr": SENT[number]}, catch_response=True
+        ) as answer:
             if answer.status_code != 201:
                 answer.failure(f"{answer.status_code} {answer.text:.200}")
                 return
@@ -81,4 +83,6 @@ def _summary(environment, **_: object) -> None:
     ages = [1000 * (at - SAVED[version]) for version, at in ANSWERED.items() if version in SAVED]
     if ages:
         p50, p99, most = np.percentile(ages, [50, 99, 100])
-        print(f"{len(ages)} models, committed to first answer: p50 {p50:.0f} ms, p99 {p99:.0f} ms, max {most:.0f} ms")
+        print(
+            f"{len(ages)} models, committed to first answer: p50 {p50:.0f} ms, p99 {p99:.0f} ms, max {most:.0f} ms"
+        )

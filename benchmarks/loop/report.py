@@ -8,8 +8,16 @@ import matplotlib.pyplot as plt
 
 from harness.markdown import table
 
-GOALS = {"row_udf": 250, "kafka_python": 6, "quix": 4, "bytewax": 4, "river": 4, "confluent_txn": 1.2, "flink_json": 1.1,
-         "flink_raw": 0.85}  # fmt: skip
+GOALS = {
+    "row_udf": 250,
+    "kafka_python": 6,
+    "quix": 4,
+    "bytewax": 4,
+    "river": 4,
+    "confluent_txn": 1.2,
+    "flink_json": 1.1,
+    "flink_raw": 0.85,
+}
 THREADS = {  # of the TaskManager: what for, and how Linux names them
     "Kafka read": ("Source Data Fet",),
     "first task: decoding, Arrow out and in": ("Source: KafkaSo",),
@@ -36,8 +44,15 @@ LEARNERS = {
 
 def tables(results: dict[str, Any]) -> str:
     """Return what was measured as Markdown tables."""
-    parts = [make(results) for name, make in (("throughput", _throughput), ("freshness", _freshness), ("growth", _growth))
-             if name in results]  # fmt: skip
+    parts = [
+        make(results)
+        for name, make in (
+            ("throughput", _throughput),
+            ("freshness", _freshness),
+            ("growth", _growth),
+        )
+        if name in results
+    ]
     return "\n\n".join(parts)
 
 
@@ -87,11 +102,27 @@ def _throughput(results: dict[str, Any]) -> str:
     for name, row in results["throughput"].items():
         ratio = results["ratios"].get(name, "")
         spread = f"{row['min']:,.0f} to {row['max']:,.0f}"
-        rows.append([row["title"], row["guarantee"], f"{row['median']:,.0f}", spread, ratio, GOALS.get(name, "")])
+        rows.append(
+            [
+                row["title"],
+                row["guarantee"],
+                f"{row['median']:,.0f}",
+                spread,
+                ratio,
+                GOALS.get(name, ""),
+            ]
+        )
     alone = results.get("partial_fit_alone")
     if alone:
         rows.append(
-            [alone["title"], "none", f"{alone['median']:,.0f}", f"{alone['min']:,.0f} to {alone['max']:,.0f}", "", ""]
+            [
+                alone["title"],
+                "none",
+                f"{alone['median']:,.0f}",
+                f"{alone['min']:,.0f} to {alone['max']:,.0f}",
+                "",
+                "",
+            ]
         )
     head = ["contender", "delivery", "samples/s, median", "min to max", "ours / theirs", "goal"]
     return "\n\n".join([table(head, rows), *_where_time_goes(results)])
@@ -99,7 +130,9 @@ def _throughput(results: dict[str, Any]) -> str:
 
 def _where_time_goes(results: dict[str, Any]) -> list[str]:
     rows = [[part, us] for part, us in profile(results)]
-    return [table(["where the time goes (ours)", "CPU, microseconds a sample"], rows)] if rows else []
+    return (
+        [table(["where the time goes (ours)", "CPU, microseconds a sample"], rows)] if rows else []
+    )
 
 
 def profile(results: dict[str, Any]) -> list[tuple[str, float]]:
@@ -113,13 +146,18 @@ def profile(results: dict[str, Any]) -> list[tuple[str, float]]:
         found.append((process, us))
         if process == "taskmanager":
             found += [
-                (f"- {part}", round(sum(us for name, us in threads.items() if name.startswith(names)), 2))
+                (
+                    f"- {part}",
+                    round(sum(us for name, us in threads.items() if name.startswith(names)), 2),
+                )
                 for part, names in THREADS.items()
             ]
         if process == "python worker":
             batch = results.get("growth", {}).get("batches", {}).get("5000", {})
-            found += [(f"- {part} (timed alone, batch 5,000)", round(ms / 5, 2))
-                      for part, ms in batch.get("ms_per_batch", {}).items()]  # fmt: skip
+            found += [
+                (f"- {part} (timed alone, batch 5,000)", round(ms / 5, 2))
+                for part, ms in batch.get("ms_per_batch", {}).items()
+            ]
     return found
 
 
@@ -133,17 +171,31 @@ def _freshness(results: dict[str, Any]) -> str:
         for learner, table in results["freshness"].items()
         for rate, row in table.items()
     ]
-    return table(["learner", "samples/s", "stored p50, ms", "p99", "max", "served p50, ms", "p99", "max"], rows)
+    return table(
+        ["learner", "samples/s", "stored p50, ms", "p99", "max", "served p50, ms", "p99", "max"],
+        rows,
+    )
 
 
 def _growth(results: dict[str, Any]) -> str:
     growth, found = results["growth"], []
     for name, head in (("sizes", "size"), ("batches", "batch size")):
-        rows = [[key, f"{row['samples_per_s']:,}", f"{row['model_bytes']:,}", *row["ms_per_batch"].values()]
-                for key, row in growth.get(name, {}).items()]  # fmt: skip
+        rows = [
+            [
+                key,
+                f"{row['samples_per_s']:,}",
+                f"{row['model_bytes']:,}",
+                *row["ms_per_batch"].values(),
+            ]
+            for key, row in growth.get(name, {}).items()
+        ]
         if rows:
             parts = next(iter(growth[name].values()))["ms_per_batch"]
-            columns = ["samples/s in the task", "model, bytes", *(f"{part}, ms a batch" for part in parts)]
+            columns = [
+                "samples/s in the task",
+                "model, bytes",
+                *(f"{part}, ms a batch" for part in parts),
+            ]
             found.append(table([head, *columns], rows))
     if "partitions" in growth:
         rows = [[count, f"{row['median']:,.0f}"] for count, row in growth["partitions"].items()]
@@ -151,7 +203,11 @@ def _growth(results: dict[str, Any]) -> str:
     if "transactions" in growth:
         row = growth["transactions"]
         rates = [f"{row[name]['median']:,.0f}" for name in ("plain", "transactional")]
-        head = ["plain input, samples/s", f"transactions of {row['size']}, samples/s", "times the time"]
+        head = [
+            "plain input, samples/s",
+            f"transactions of {row['size']}, samples/s",
+            "times the time",
+        ]
         found.append(table(head, [[*rates, row["times_the_time"]]]))
     if "recovery" in growth:
         rows = [[name, row["median"], row["max"]] for name, row in growth["recovery"].items()]
@@ -160,8 +216,16 @@ def _growth(results: dict[str, Any]) -> str:
         row = growth["catching_up"]
         found.append(table([name.replace("_", " ") for name in row], [[*row.values()]]))
     if "memory" in growth:
-        rows = [[name, row["first"], row["last"], row["max"], f"{100 * row['last_sixth_against_second']:+.1f} %"]
-                for name, row in growth["memory"]["parts"].items()]  # fmt: skip
+        rows = [
+            [
+                name,
+                row["first"],
+                row["last"],
+                row["max"],
+                f"{100 * row['last_sixth_against_second']:+.1f} %",
+            ]
+            for name, row in growth["memory"]["parts"].items()
+        ]
         head = ["memory, MiB", "first", "last", "max", "last sixth against the second"]
         found.append(table(head, rows))
     return "\n\n".join(found)
@@ -190,13 +254,24 @@ def _save(figure: Any, path: Path) -> None:
 def _bars(results: dict[str, Any], path: Path) -> None:
     rows = sorted(results["throughput"].items(), key=lambda item: item[1]["median"])
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(rows) + 1))
-    colours = ["#c0392b" if name == "ours" else "#b8c4cc" if row["title"].startswith("limit") else "#5d7a8c"
-               for name, row in rows]  # fmt: skip
+    colours = [
+        "#c0392b"
+        if name == "ours"
+        else "#b8c4cc"
+        if row["title"].startswith("limit")
+        else "#5d7a8c"
+        for name, row in rows
+    ]
     medians = [row["median"] for _, row in rows]
-    spread = [[row["median"] - row["min"] for _, row in rows], [row["max"] - row["median"] for _, row in rows]]
+    spread = [
+        [row["median"] - row["min"] for _, row in rows],
+        [row["max"] - row["median"] for _, row in rows],
+    ]
     axes.barh([row["title"] for _, row in rows], medians, xerr=spread, color=colours, capsize=3)
     for place, value in enumerate(medians):
-        axes.annotate(f" {value:,.0f}", (value, place), xytext=(4, 5), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            f" {value:,.0f}", (value, place), xytext=(4, 5), textcoords="offset points", fontsize=8
+        )
     axes.set_xscale("log")
     axes.set_xlim(10, 6 * max(row["max"] for _, row in rows))
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -219,8 +294,13 @@ def _ages(results: dict[str, Any], path: Path) -> None:
         for kind, style in (("stored_ms", "-"), ("served_ms", "--")):
             for p, marker in (("p50", "o"), ("p99", "s")):
                 label = f"{learner}: {kind.removesuffix('_ms')} {p}"
-                axes.plot([int(rate) for rate in rates], [row[kind][p] for row in rates.values()], style + marker,
-                          label=label, color=f"C{number}")  # fmt: skip
+                axes.plot(
+                    [int(rate) for rate in rates],
+                    [row[kind][p] for row in rates.values()],
+                    style + marker,
+                    label=label,
+                    color=f"C{number}",
+                )
     axes.set_xscale("log")
     axes.set_yscale("log", subs=[2, 5])
     for axis in (axes.xaxis, axes.yaxis):
@@ -236,7 +316,10 @@ def _memory(results: dict[str, Any], path: Path) -> None:
     memory = results["growth"]["memory"]
     figure, axes = plt.subplots(figsize=(7, 4))
     for name, row in memory["parts"].items():
-        minutes = [memory["minutes"] * i / max(len(row["series"]) - 1, 1) for i in range(len(row["series"]))]
+        minutes = [
+            memory["minutes"] * i / max(len(row["series"]) - 1, 1)
+            for i in range(len(row["series"]))
+        ]
         axes.plot(minutes, row["series"], label=name)
     axes.set_xlabel(f"minutes at {memory['samples_per_s']:,} samples/s")
     axes.set_ylabel("MiB")

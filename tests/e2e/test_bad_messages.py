@@ -60,12 +60,18 @@ BAD: dict[str, tuple[bytes | None, str]] = {
 @contextlib.contextmanager
 def sending(stack: Stack):
     """Give a function that sends one message; all have arrived when the block ends."""
-    options = {"linger.ms": 5, "message.max.bytes": 2_000_000, "queue.buffering.max.kbytes": 2_000_000}
+    options = {
+        "linger.ms": 5,
+        "message.max.bytes": 2_000_000,
+        "queue.buffering.max.kbytes": 2_000_000,
+    }
     producer = Producer(stack.settings.confluent_client() | options)
     problems: list = []
 
     def send(value: bytes | None) -> None:
-        producer.produce(stack.settings.input_topic, value, on_delivery=lambda error, _: problems.append(error))
+        producer.produce(
+            stack.settings.input_topic, value, on_delivery=lambda error, _: problems.append(error)
+        )
         producer.poll(0)
 
     yield send
@@ -119,9 +125,13 @@ def job(stack: Stack):
     stack.cancel_job(running)
 
 
-def test_each_kind_of_bad_message_is_kept_with_its_reason_and_the_model_learns_only_good_ones(stack, job):
+def test_each_kind_of_bad_message_is_kept_with_its_reason_and_the_model_learns_only_good_ones(
+    stack, job
+):
     kinds = list(BAD)
-    with sending(stack) as send:  # bad ones first: a model that has only rejected must still be able to begin
+    with sending(
+        stack
+    ) as send:  # bad ones first: a model that has only rejected must still be able to begin
         for kind in kinds[:5]:
             send(BAD[kind][0])
     judged(stack, 0, 5)
@@ -141,7 +151,11 @@ def test_each_kind_of_bad_message_is_kept_with_its_reason_and_the_model_learns_o
     reasons = Counter(stored.meta.rejected_by_reason)
     assert sum(reasons.values()) == len(kinds)
     since = reasons - Counter(codes(kinds[:5]))
-    until(lambda: counters(stack, job) == dict(since), 30, "Flink counts the rejects of this task by reason")
+    until(
+        lambda: counters(stack, job) == dict(since),
+        30,
+        "Flink counts the rejects of this task by reason",
+    )
 
 
 def codes(kinds: list[str]) -> list[str]:
@@ -181,7 +195,19 @@ def fuzzed(rng: random.Random) -> bytes:
     for _ in range(rng.choice([0, 1, 1, 2, 3])):
         at = rng.randrange(len(message))
         part = rng.choice(
-            [b"", bytes([rng.randrange(256)]), b'"', b"\n", b"\\u0000", b"0", b"-", b"1e5", b"null", b"{}", b"}\n{"]
+            [
+                b"",
+                bytes([rng.randrange(256)]),
+                b'"',
+                b"\n",
+                b"\\u0000",
+                b"0",
+                b"-",
+                b"1e5",
+                b"null",
+                b"{}",
+                b"}\n{",
+            ]
         )
         message[at : at + rng.randrange(3)] = part
     return bytes(message)
@@ -204,5 +230,8 @@ def test_messages_of_one_megabyte_in_a_row_do_not_kill_the_taskmanager(stack, jo
 
 
 def test_a_message_above_the_limit_is_refused_by_the_topic(stack):
-    with pytest.raises((AssertionError, KafkaException), match="MSG_SIZE_TOO_LARGE"), sending(stack) as send:
+    with (
+        pytest.raises((AssertionError, KafkaException), match="MSG_SIZE_TOO_LARGE"),
+        sending(stack) as send,
+    ):
         send(b"a" * (MAX_RECORD_BYTES + 1))

@@ -25,7 +25,9 @@ MOST_IMPORTANT = [
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)  # 23 faults, 7 minutes on a machine that does little else
-def test_after_every_kind_of_fault_each_message_was_learned_once_and_the_page_never_went_back(parts):
+def test_after_every_kind_of_fault_each_message_was_learned_once_and_the_page_never_went_back(
+    parts,
+):
     print(f"seed {SEED}")
     names = drawn(random.Random(SEED), len(FAULTS))  # noqa: S311 - draws faults
     with trial(parts, SEED) as running:

@@ -24,7 +24,9 @@ pytestmark = [
 
 
 def run(argv: list[str], env: dict[str, str]) -> str:
-    done = subprocess.run(argv, cwd=HERE, env=env, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        argv, cwd=HERE, env=env, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -77,7 +79,9 @@ def test_a_day_without_its_file_does_not_hold_the_later_ones(env):
     _, second, third = days_of(env)
     (root / "log" / f"day={second}.parquet").rename(root / "away.parquet")
     for day in (second, third):
-        said = run([AIRFLOW, "dags", "test", "ad_inventory_daily", str(day + timedelta(days=1))], env)
+        said = run(
+            [AIRFLOW, "dags", "test", "ad_inventory_daily", str(day + timedelta(days=1))], env
+        )
         assert (root / "published" / "current").resolve().name.startswith(str(day)), said[-3000:]
 
 

@@ -19,7 +19,11 @@ from server import create_app
 from settings import Settings
 from tests.e2e.test_page import DESKTOP, FLAGS, PHONE
 
-NOWHERE: dict = {"kafka_bootstrap_servers": "127.0.0.1:9", "redis_port": 9, "model_signing_key": "k" * 32}
+NOWHERE: dict = {
+    "kafka_bootstrap_servers": "127.0.0.1:9",
+    "redis_port": 9,
+    "model_signing_key": "k" * 32,
+}
 STATIONS = [("east", "kids", "one"), ("east", "news", "two"), ("west", "news", "a/b & c")]
 
 
@@ -34,7 +38,9 @@ def browser(chromium: str) -> Iterator[Browser]:
 @contextlib.contextmanager
 def serving(run_dir: Path) -> Iterator[str]:
     """Serve the app while the block runs; yields its address."""
-    server = make_server("127.0.0.1", 0, create_app(Settings(**NOWHERE, run_dir=run_dir)), threaded=True)
+    server = make_server(
+        "127.0.0.1", 0, create_app(Settings(**NOWHERE, run_dir=run_dir)), threaded=True
+    )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -48,14 +54,23 @@ def serving(run_dir: Path) -> Iterator[str]:
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a page with a forecast: three stations, 60 days, one of them lost."""
     run_dir = tmp_path_factory.mktemp("run")
-    keys = pd.DataFrame([(*row, "UTC") for row in STATIONS], columns=["region", "network", "station", "zone"])
+    keys = pd.DataFrame(
+        [(*row, "UTC") for row in STATIONS], columns=["region", "network", "station", "zone"]
+    )
     counts = (100 + 40 * np.sin(np.arange(60) * 2 * np.pi / 7))[None, :, None] * np.ones((3, 1, 24))
     series = Series(keys, date(2024, 1, 1), counts.astype(np.float32), np.ones((3, 60, 24), bool))
     series.observed[:, 50] = False
     errors = {bucket: {"model": 9.5, "median": 17.25} for bucket in ("1-7", "8-30", "31-90")}
-    expected = np.full((3, 90, 24), 110, np.float32) * np.array([1, 2, 3], np.float32)[:, None, None]
-    publish(run_dir / "forecast" / "published", series, [np.zeros(3)], expected,
-            {"parent": None, "kept": False, "errors": errors})  # fmt: skip
+    expected = (
+        np.full((3, 90, 24), 110, np.float32) * np.array([1, 2, 3], np.float32)[:, None, None]
+    )
+    publish(
+        run_dir / "forecast" / "published",
+        series,
+        [np.zeros(3)],
+        expected,
+        {"parent": None, "kept": False, "errors": errors},
+    )
     with serving(run_dir) as address:
         yield address
 
@@ -73,7 +88,11 @@ def opened(browser: Browser, url: str, **options) -> Iterator[tuple[Page, list[s
     context.close()
 
 
-SCREENS = [{"viewport": size, "color_scheme": scheme} for size in (PHONE, DESKTOP) for scheme in ("light", "dark")]
+SCREENS = [
+    {"viewport": size, "color_scheme": scheme}
+    for size in (PHONE, DESKTOP)
+    for scheme in ("light", "dark")
+]
 
 
 @pytest.mark.parametrize("options", SCREENS, ids=["phone", "phone dark", "desktop", "desktop dark"])
@@ -90,7 +109,9 @@ def test_a_key_is_picked_and_seen_on_every_screen(browser: Browser, url: str, op
         expect(tab.locator("#errors tr").nth(2)).to_have_text("31-909.517.3")
         tab.locator("#days").focus()
         tab.keyboard.press("ArrowRight")
-        expect(tab.locator("#reading")).to_contain_text("Fri, Mar 1, 2024, 1 day ahead: forecast 7,920, median ")
+        expect(tab.locator("#reading")).to_contain_text(
+            "Fri, Mar 1, 2024, 1 day ahead: forecast 7,920, median "
+        )
         found = Axe().run(tab).response["violations"]
         assert [(v["id"], [n["html"] for n in v["nodes"]]) for v in found] == []
         assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -100,7 +121,9 @@ def test_a_key_is_picked_and_seen_on_every_screen(browser: Browser, url: str, op
 def test_before_the_first_forecast_the_page_says_what_makes_one(browser: Browser, tmp_path: Path):
     with serving(tmp_path) as url, opened(browser, f"{url}/") as (tab, _):
         tab.get_by_role("link", name="the ad-inventory forecast").click()
-        expect(tab.locator("#problem")).to_have_text("No forecast is published yet; make forecast makes one.")
+        expect(tab.locator("#problem")).to_have_text(
+            "No forecast is published yet; make forecast makes one."
+        )
         expect(tab.locator("#days")).to_be_hidden()
         assert Axe().run(tab).response["violations"] == []
         tab.get_by_role("link", name="the digits").click()

@@ -40,7 +40,11 @@ def produce(sender: Producer, stack: Stack, source: str, count: int = 20) -> Non
 def outputs(stack: Stack) -> list[dict]:
     """Return what was predicted and rejected."""
     topics = stack.settings.predict_topic, stack.settings.reject_topic
-    return [orjson.loads(value) for topic in topics for value in read_committed(stack.settings, topic).values()]
+    return [
+        orjson.loads(value)
+        for topic in topics
+        for value in read_committed(stack.settings, topic).values()
+    ]
 
 
 def test_after_accept_the_next_run_gives_each_message_one_output(parts):
@@ -97,8 +101,11 @@ def test_nothing_aborted_or_open_is_learned_predicted_or_rejected(job):
     def begin(fate: str) -> None:
         sender.begin_transaction()
         for value in (DIGITS.sample(X, 3, fate), b"bad"):
-            sender.produce(job.settings.input_topic, value,
-                           on_delivery=lambda error, m: offsets.setdefault(fate, []).append(m.offset()))  # fmt: skip
+            sender.produce(
+                job.settings.input_topic,
+                value,
+                on_delivery=lambda error, m: offsets.setdefault(fate, []).append(m.offset()),
+            )
         assert sender.flush(30) == 0
 
     begin("aborted")
@@ -110,7 +117,11 @@ def test_nothing_aborted_or_open_is_learned_predicted_or_rejected(job):
     ready = threading.Event()
     assert not ready.wait(2), "long enough for a batch and a checkpoint"
     assert learned(job) == before + 1
-    until(lambda: set(offsets["committed"]) <= {line["offset"] for line in outputs(job)}, 30, "the outputs are there")
+    until(
+        lambda: set(offsets["committed"]) <= {line["offset"] for line in outputs(job)},
+        30,
+        "the outputs are there",
+    )
     found = {line["offset"] for line in outputs(job)}
     assert not found & {*offsets["aborted"], *offsets["open"]}
     sender.commit_transaction(30)

@@ -19,7 +19,12 @@ X, Y = load_digits(return_X_y=True)
 def run(stack: Stack, *command: str) -> str:
     """Run one of the project's commands and return what it printed; fails where it fails."""
     done = subprocess.run(
-        [sys.executable, *command], cwd=HERE, env=stack.env, capture_output=True, text=True, timeout=180
+        [sys.executable, *command],
+        cwd=HERE,
+        env=stack.env,
+        capture_output=True,
+        text=True,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
@@ -27,8 +32,14 @@ def run(stack: Stack, *command: str) -> str:
 
 def read_committed(stack: Stack, topic: str, wanted: int) -> list[dict]:
     """Return what stands in a topic for readers of committed messages, once there are ``wanted``."""
-    consumer = KafkaConsumer(topic, **stack.settings.kafka_client(), auto_offset_reset="earliest", enable_auto_commit=False,
-                             isolation_level="read_committed", group_id=None)  # fmt: skip
+    consumer = KafkaConsumer(
+        topic,
+        **stack.settings.kafka_client(),
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        isolation_level="read_committed",
+        group_id=None,
+    )
     found: list[dict] = []
 
     def enough() -> bool:
@@ -80,10 +91,29 @@ def test_every_digit_is_learned_once_comes_out_once_and_is_counted_in_flinks_met
     assert sorted(tuple(line["x"]) for line in out) == sorted(tuple(map(int, x)) for x in X)
     right = sum(line["predict_y"] == line["actual_y"] for line in out)
     assert right == stored.meta.scores.right
-    assert set(out[0]) == {"ts", "x", "actual_y", "predict_y", "model_version", "partition", "offset"}
+    assert set(out[0]) == {
+        "ts",
+        "x",
+        "actual_y",
+        "predict_y",
+        "model_version",
+        "partition",
+        "offset",
+    }
 
-    wanted = {"sample_count", "prediction_acc", "metric_distribution_y", "total_10_sec", "right_10_sec"}
-    found = until(lambda: (m := metrics(stack, job)).keys() >= wanted and m.get("sample_count") == "1797" and m, 60)
+    wanted = {
+        "sample_count",
+        "prediction_acc",
+        "metric_distribution_y",
+        "total_10_sec",
+        "right_10_sec",
+    }
+    found = until(
+        lambda: (
+            (m := metrics(stack, job)).keys() >= wanted and m.get("sample_count") == "1797" and m
+        ),
+        60,
+    )
     assert int(found["prediction_acc"]) == round(10_000 * stored.meta.scores.accuracy)
     assert int(found["right_10_sec"]) <= int(found["total_10_sec"]) <= 1797
 
@@ -98,12 +128,21 @@ def test_every_digit_is_learned_once_comes_out_once_and_is_counted_in_flinks_met
 
 def test_the_ten_second_metrics_cover_ten_seconds(stack):
     job = stack.submit_job(LEARNER="sgd")
-    producer = subprocess.Popen([sys.executable, "data_producer.py", "--rate", "50", "--endless"], cwd=HERE, env=stack.env,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    producer = subprocess.Popen(
+        [sys.executable, "data_producer.py", "--rate", "50", "--endless"],
+        cwd=HERE,
+        env=stack.env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         learned(stack, 1000)
         # 50 a second is 500 in ten seconds; more at first, as samples waited for the job, and many more since the start.
-        until(lambda: 350 <= int(metrics(stack, job).get("total_10_sec", 0)) <= 650, 120, "500 in ten seconds")
+        until(
+            lambda: 350 <= int(metrics(stack, job).get("total_10_sec", 0)) <= 650,
+            120,
+            "500 in ten seconds",
+        )
     finally:
         producer.terminate()
         producer.wait(20)

@@ -49,9 +49,14 @@ class MakeRun:
     def popen(self) -> subprocess.Popen:
         out = self.out.open("wb")
         return subprocess.Popen(
-            ["make", "run", f"PYTHON={VENV_BIN / 'python'}"], cwd=HERE, env=self.environment(), stdin=subprocess.DEVNULL,
-            stdout=out, stderr=out, start_new_session=True,
-        )  # fmt: skip
+            ["make", "run", f"PYTHON={VENV_BIN / 'python'}"],
+            cwd=HERE,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
 
     def said(self) -> str:
         return self.out.read_text(errors="replace")
@@ -89,9 +94,14 @@ class MakeRun:
 
     def left_nothing(self) -> None:
         until(lambda: not self.mine(), 20, f"no process is left of {self.mine()}")
-        ports = [self.settings.redis_port, self.settings.flink_port, self.settings.flink_rpc_port,
-                 self.settings.page_port, self.settings.kafka_controller_port,
-                 int(self.settings.kafka_bootstrap_servers.split(":")[1])]  # fmt: skip
+        ports = [
+            self.settings.redis_port,
+            self.settings.flink_port,
+            self.settings.flink_rpc_port,
+            self.settings.page_port,
+            self.settings.kafka_controller_port,
+            int(self.settings.kafka_bootstrap_servers.split(":")[1]),
+        ]
         assert all(port_is_free(port) for port in ports)
 
 
@@ -115,16 +125,24 @@ def up(made: MakeRun) -> MakeRun:
 
 def get(run: MakeRun, path: str) -> dict:
     """Return what the page answers."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{run.settings.page_port}{path}", timeout=10) as answer:
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{run.settings.page_port}{path}", timeout=10
+    ) as answer:
         return json.load(answer)
 
 
 def test_make_run_learns_and_says_where_everything_is(up):
     said = up.said()
-    for address in (f"http://127.0.0.1:{up.settings.page_port}", f"http://127.0.0.1:{up.settings.flink_port}",
-                    up.settings.kafka_bootstrap_servers, f"127.0.0.1:{up.settings.redis_port}"):  # fmt: skip
+    for address in (
+        f"http://127.0.0.1:{up.settings.page_port}",
+        f"http://127.0.0.1:{up.settings.flink_port}",
+        up.settings.kafka_bootstrap_servers,
+        f"127.0.0.1:{up.settings.redis_port}",
+    ):
         assert address in said
-    assert re.search(r"samples learned, accuracy 0\.\d+ .*model version \d.*samples/s, 0 rejected", said)
+    assert re.search(
+        r"samples learned, accuracy 0\.\d+ .*model version \d.*samples/s, 0 rejected", said
+    )
     assert get(up, "/model")["samples"] > 0
 
 
@@ -140,7 +158,9 @@ def test_a_second_make_run_beside_the_first_is_one_sentence(up):
     assert second.wait(60) != 0
     sentence = up.said().splitlines()[0]
     up.out = first
-    assert re.match(r"make run: make run is running already in .* \(process \d+\): stop it first", sentence)
+    assert re.match(
+        r"make run: make run is running already in .* \(process \d+\): stop it first", sentence
+    )
 
 
 OTHERS = ["taskmanager", "kafka", "redis", "producer"]
@@ -152,9 +172,15 @@ OTHERS = ["taskmanager", "kafka", "redis", "producer"]
 def test_a_part_that_is_killed_comes_back_and_the_loop_goes_on(up, name):
     before, said = up.part(name), len(up.said())
     before.kill()
-    until(lambda: up.part(name).pid != before.pid and up.part(name).is_running(), UP, f"{name} is back")
+    until(
+        lambda: up.part(name).pid != before.pid and up.part(name).is_running(),
+        UP,
+        f"{name} is back",
+    )
     up.learns()
-    assert re.search(rf"{name}.* died; restarting it; log: .*\.log", up.said()[said:], re.IGNORECASE)
+    assert re.search(
+        rf"{name}.* died; restarting it; log: .*\.log", up.said()[said:], re.IGNORECASE
+    )
     until(lambda: get(up, "/healthz")["success"], UP, "the page is healthy")
 
 
@@ -172,7 +198,10 @@ def test_a_part_that_hangs_is_told_on_the_line_and_left_alone(up):
 def test_ctrl_c_stops_the_job_with_a_savepoint_and_leaves_nothing(up):
     up.press_ctrl_c()
     said = up.said()
-    stops = [said.index(f"  {name}: stopped") for name in ("Producer", "Page", "Job", "TaskManager", "Kafka", "Redis")]
+    stops = [
+        said.index(f"  {name}: stopped")
+        for name in ("Producer", "Page", "Job", "TaskManager", "Kafka", "Redis")
+    ]
     assert stops == sorted(stops)
     assert f"Job: stopped with {restore_points(up.settings.run_dir)[0].name}" in said
     up.left_nothing()
@@ -189,7 +218,10 @@ def test_the_next_run_goes_on_from_the_savepoint_and_repeats_nothing(made):
 
 
 def test_what_a_run_that_was_killed_left_behind_is_ended_by_the_next(up):
-    left = [up.part(name) for name in ("kafka", "redis", "jobmanager", "taskmanager", "producer", "page")]
+    left = [
+        up.part(name)
+        for name in ("kafka", "redis", "jobmanager", "taskmanager", "producer", "page")
+    ]
     assert up.process
     os.killpg(up.process.pid, signal.SIGKILL)
     up.process.wait()
@@ -272,9 +304,14 @@ class AwkwardRun(MakeRun):
     def popen(self) -> subprocess.Popen:
         """Start it with a reader of its output that can be ended."""
         make = subprocess.Popen(
-            ["make", "run", f"PYTHON={VENV_BIN / 'python'}"], cwd=self.project, env=self.environment(),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            ["make", "run", f"PYTHON={VENV_BIN / 'python'}"],
+            cwd=self.project,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         with self.out.open("wb") as out:
             self.reader = subprocess.Popen(["cat"], stdin=make.stdout, stdout=out)
         assert make.stdout

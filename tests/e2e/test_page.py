@@ -18,8 +18,15 @@ from harness.page import STROKES
 from harness.stack import Stack, until
 from loop.messages import DIGITS
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 PHONE = {"width": 360, "height": 740}
 DESKTOP = {"width": 1280, "height": 900}
 
@@ -31,7 +38,9 @@ def loop(parts: Stack) -> Iterator[pages.Page]:
     job = stack.submit_job()
     produce(stack)
     with pages.serving(stack) as page:
-        until(lambda: page.get("/model")[1].get("samples", 0) >= 1797, 120, "the data set is learned")
+        until(
+            lambda: page.get("/model")[1].get("samples", 0) >= 1797, 120, "the data set is learned"
+        )
         yield page
     stack.cancel_job(job)
 
@@ -97,7 +106,9 @@ def with_finger(tab: Page, digit: int) -> None:
     for stroke in on_board(tab, digit):
         for i, (x, y) in enumerate(stroke):
             kind = "touchMove" if i else "touchStart"
-            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+            touch.send(
+                "Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]}
+            )
         touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
@@ -106,7 +117,10 @@ def on_board(tab: Page, digit: int) -> list[list[tuple[float, float]]]:
     box = tab.locator("#board").bounding_box()
     assert box
     left, top, width, height = box["x"], box["y"], box["width"], box["height"]
-    return [[(left + x / 100 * width, top + y / 100 * height) for x, y in stroke] for stroke in STROKES[digit]]
+    return [
+        [(left + x / 100 * width, top + y / 100 * height) for x, y in stroke]
+        for stroke in STROKES[digit]
+    ]
 
 
 @pytest.mark.parametrize("digit", range(10))
@@ -151,7 +165,9 @@ def test_what_was_taught_goes_on_to_the_predictions_with_its_source(tab: Page, l
     expect(tab.locator("#answer")).to_have_text("4")
     tab.locator("#labels button").nth(4).click()
     expect(tab.locator("#said")).to_contain_text("Learned", timeout=20_000)
-    sample = until(lambda: taught_predictions(loop.stack), 30, "a taught sample among the predictions")[-1]
+    sample = until(
+        lambda: taught_predictions(loop.stack), 30, "a taught sample among the predictions"
+    )[-1]
     assert (sample["actual_y"], sample["source"]) == (4, "page")
     assert sample["x"] == loop.post("/predict", imgStr=drawn_on(tab))[1]["x"]
 
@@ -200,13 +216,17 @@ def test_a_digit_is_drawn_by_keyboard(tab: Page):
 def test_an_image_is_read_as_a_drawing(tab: Page, paper, ink, tmp_path):
     image = Image.new("RGB", (260, 260), paper)
     for stroke in STROKES[7]:
-        ImageDraw.Draw(image).line([(2.6 * x, 2.6 * y) for x, y in stroke], fill=ink, width=18, joint="curve")
+        ImageDraw.Draw(image).line(
+            [(2.6 * x, 2.6 * y) for x, y in stroke], fill=ink, width=18, joint="curve"
+        )
     image.save(tmp_path / "seven.png")
     tab.locator("#image").set_input_files(tmp_path / "seven.png")
     expect(tab.locator("#answer")).to_have_text("7")
 
 
-def test_the_page_says_what_is_wrong_keeps_the_drawing_and_recovers(troubled_tab: Page, loop: pages.Page):
+def test_the_page_says_what_is_wrong_keeps_the_drawing_and_recovers(
+    troubled_tab: Page, loop: pages.Page
+):
     tab = troubled_tab
     with_mouse(tab, 3)
     expect(tab.locator("#answer")).to_have_text("3")
@@ -227,7 +247,9 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("tab", SIZES, indirect=True, ids=["phone", "phone dark", "desktop", "desktop dark"])
+@pytest.mark.parametrize(
+    "tab", SIZES, indirect=True, ids=["phone", "phone dark", "desktop", "desktop dark"]
+)
 def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(tab: Page):
     with_mouse(tab, 5)
     expect(tab.locator("#answer")).to_have_text("5")

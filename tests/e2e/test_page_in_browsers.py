@@ -90,7 +90,9 @@ HOVER = [["pointermove", 1, "pen", 0.2, 0.2, {"buttons": 0}]]
 down, up = stroke(7, "touch", PALM)[:1], stroke(7, "touch", PALM)[1:]
 DRAWN_AS_ONE = {
     "a palm before and after the pen": down + stroke(1, "pen", ONE) + up,
-    "a palm while the pen is down": stroke(1, "pen", ONE, "") + stroke(7, "touch", PALM) + stroke(1, "pen", ONE)[-1:],
+    "a palm while the pen is down": stroke(1, "pen", ONE, "")
+    + stroke(7, "touch", PALM)
+    + stroke(1, "pen", ONE)[-1:],
     "a palm after the pen": stroke(1, "pen", ONE) + stroke(7, "touch", PALM),
     "a palm while the pen hovers": HOVER + stroke(7, "touch", PALM) + stroke(1, "pen", ONE),
     "a second finger": stroke(1, "touch", ONE, "", isPrimary=True)
@@ -103,7 +105,9 @@ DRAWN_AS_ONE = {
     "a cancelled pointer": stroke(1, "touch", ONE, "pointercancel"),
     "a pen's barrel button": stroke(1, "pen", PALM, button=2) + stroke(1, "pen", ONE),
     "a mouse's other buttons": stroke(1, "mouse", PALM, button=2) + stroke(1, "mouse", ONE),
-    "what an eraser took away": stroke(1, "pen", PALM) + stroke(1, "pen", PALM, button=5) + stroke(1, "pen", ONE),
+    "what an eraser took away": stroke(1, "pen", PALM)
+    + stroke(1, "pen", PALM, button=5)
+    + stroke(1, "pen", ONE),
 }
 
 
@@ -111,7 +115,10 @@ DRAWN_AS_ONE = {
 def test_only_what_was_meant_is_ink_and_the_answer_comes(tab: Page, case):
     tab.evaluate(EVENTS, DRAWN_AS_ONE[case])
     expect(tab.locator("#answer")).to_have_text("1")
-    assert all("0.9" not in (line.get_attribute("points") or "") for line in tab.locator("#ink polyline").all())
+    assert all(
+        "0.9" not in (line.get_attribute("points") or "")
+        for line in tab.locator("#ink polyline").all()
+    )
     tab.evaluate(EVENTS, stroke(9, "pen", ONE))
     expect(tab.locator("#answer")).to_have_text("1")
 
@@ -123,7 +130,9 @@ def test_with_cookies_blocked_it_answers_and_teaches(
     blocked = {"profile": {"default_content_setting_values": {"cookies": 2}}}
     (tmp_path / "Default" / "Preferences").write_text(json.dumps(blocked))
     options = {"executable_path": chromium, "headless": True, "args": FLAGS}
-    with contextlib.closing(driver.chromium.launch_persistent_context(str(tmp_path), **options)) as context:
+    with contextlib.closing(
+        driver.chromium.launch_persistent_context(str(tmp_path), **options)
+    ) as context:
         tab = opened(context.new_page(), f"{served.url}/#token=abc")
         tab.evaluate(EVENTS, stroke(1, "mouse", ONE))
         expect(tab.locator("#answer")).to_have_text("1")
@@ -161,8 +170,12 @@ def proxied(port: int) -> Iterator[str]:
                 self.send_error(404)
                 return
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as page:
-                page.request(self.command, self.path.removeprefix("/digits"), body, dict(self.headers))
+            with contextlib.closing(
+                http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            ) as page:
+                page.request(
+                    self.command, self.path.removeprefix("/digits"), body, dict(self.headers)
+                )
                 found = page.getresponse()
                 self.send_response(found.status)
                 for name, value in found.getheaders():

@@ -19,7 +19,9 @@ X, LABELS = load_digits(return_X_y=True)
 
 def send(stack: Stack, begin: int, end: int, partitions: int) -> None:
     """Send samples ``begin`` to ``end``, whose numbers stand in ``ts``, to the partitions in turn."""
-    with contextlib.closing(KafkaProducer(**stack.settings.kafka_client(), linger_ms=5)) as producer:
+    with contextlib.closing(
+        KafkaProducer(**stack.settings.kafka_client(), linger_ms=5)
+    ) as producer:
         for i in range(begin, end):
             value = DIGITS.sample(X[i % len(X)], LABELS[i % len(X)], ts=f"{i:019d}")
             producer.send(stack.settings.input_topic, value, partition=i % partitions)
@@ -37,7 +39,9 @@ def learned(stack: Stack, progress: dict[int, int]) -> None:
 
 
 def test_partitions_are_learned_once_each_also_one_added_and_a_gap_in_one_of_two(parts):
-    stack = parts.start("kafka", "redis", "jobmanager", "taskmanager").named(partitions=2, learner="sgd")
+    stack = parts.start("kafka", "redis", "jobmanager", "taskmanager").named(
+        partitions=2, learner="sgd"
+    )
     store, log = ModelStore(stack.settings), SourceLog(stack.settings)
     redis_admin(stack.settings).config_set("auto-aof-rewrite-percentage", 0)
     proof = Proof(stack.settings, stack.settings.run_dir / "redis")
@@ -55,12 +59,18 @@ def test_partitions_are_learned_once_each_also_one_added_and_a_gap_in_one_of_two
     send(stack, 900, 1200, 3)
     learned(stack, {0: 500, 1: 500, 2: 200})
     for key, value in copied.items():
-        redis_admin(stack.settings).restore(key, 0, value, replace=True) if value else store.redis.delete(key)
+        redis_admin(stack.settings).restore(
+            key, 0, value, replace=True
+        ) if value else store.redis.delete(key)
     before = store.read()
     assert before is not None
     assert before.meta.progress == {0: 400, 1: 400, 2: 100}
     with contextlib.closing(KafkaProducer(**stack.settings.kafka_client())) as producer:
-        producer.send(stack.settings.input_topic, DIGITS.sample(X[0], LABELS[0], ts=f"{1200:019d}"), partition=1)
+        producer.send(
+            stack.settings.input_topic,
+            DIGITS.sample(X[0], LABELS[0], ts=f"{1200:019d}"),
+            partition=1,
+        )
     learned(stack, {0: 500, 1: 501, 2: 200})
     send(stack, 1203, 1206, 3)
     learned(stack, {0: 501, 1: 502, 2: 201})
@@ -83,7 +93,9 @@ def test_a_parallelism_above_one_is_refused_in_a_sentence(stack, tmp_path):
     conf = tmp_path / "conf"
     shutil.copytree(stack.settings.run_dir / "flink" / "conf", conf)
     text = (conf / "config.yaml").read_text()
-    (conf / "config.yaml").write_text(text.replace("parallelism.default: 1\n", "parallelism.default: 2\n"))
+    (conf / "config.yaml").write_text(
+        text.replace("parallelism.default: 1\n", "parallelism.default: 2\n")
+    )
     with pytest.raises(AssertionError, match="one model learns one stream in one order") as refusal:
         stack.submit_job(FLINK_CONF_DIR=str(conf))
     assert "Traceback" not in str(refusal.value)

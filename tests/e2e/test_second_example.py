@@ -18,10 +18,14 @@ EXAMPLE = {
 }
 
 
-def test_the_same_job_learns_another_stream_with_another_message_and_another_learner(stack: Stack) -> None:
+def test_the_same_job_learns_another_stream_with_another_message_and_another_learner(
+    stack: Stack,
+) -> None:
     job = stack.submit_job(**EXAMPLE)
     example = [sys.executable, "examples/breast_cancer.py"]
-    subprocess.run(example, cwd=HERE, env=stack.env | {"PYTHONPATH": str(HERE)}, check=True, timeout=120)
+    subprocess.run(
+        example, cwd=HERE, env=stack.env | {"PYTHONPATH": str(HERE)}, check=True, timeout=120
+    )
     store = ModelStore(stack.settings)
 
     def all_learned():
@@ -32,6 +36,8 @@ def test_the_same_job_learns_another_stream_with_another_message_and_another_lea
     assert stored.meta.rejected == 0
     X, y = load_breast_cancer(return_X_y=True)
     estimator = stored.estimator()
-    assert isinstance(estimator, Pipeline)  # of scikit-learn alone: who reads it needs nothing of this project
+    assert isinstance(
+        estimator, Pipeline
+    )  # of scikit-learn alone: who reads it needs nothing of this project
     assert np.mean(estimator.predict(X) == y) > 0.95
     stack.cancel_job(job)

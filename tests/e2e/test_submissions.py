@@ -35,14 +35,21 @@ def open_ids(stack: Stack) -> set[str]:
     with closing(KafkaAdminClient(**stack.settings.kafka_client())) as admin:
         found = admin.list_transactions(state_filters=["Ongoing"]).values()
     topics = (stack.settings.predict_topic, stack.settings.reject_topic)
-    return {t.transactional_id for listing in found for t in listing if t.transactional_id.startswith(topics)}
+    return {
+        t.transactional_id
+        for listing in found
+        for t in listing
+        if t.transactional_id.startswith(topics)
+    }
 
 
 def outputs(stack: Stack) -> dict[bytes, int]:
     """Return how many committed predictions the topic holds of each model."""
     found: dict[bytes, int] = {}
     settings, place = stack.settings, TopicPartition(stack.settings.predict_topic, 0)
-    with closing(KafkaConsumer(**settings.kafka_client(), isolation_level="read_committed")) as consumer:
+    with closing(
+        KafkaConsumer(**settings.kafka_client(), isolation_level="read_committed")
+    ) as consumer:
         consumer.assign([place])
         consumer.seek_to_beginning()
         end = consumer.end_offsets([place])[place]

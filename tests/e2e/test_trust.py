@@ -57,7 +57,10 @@ def guarded(tmp_path: Path) -> Iterator[Stack]:
         "redis_password": SecretStr(f"redis-{secrets.token_hex(12)}"),
     }
     with make_stack(tmp_path, **given) as stack:
-        inside = {"kafka_bootstrap_servers": f"127.0.0.1:{free_port()}", "kafka_security_protocol": "PLAINTEXT"}
+        inside = {
+            "kafka_bootstrap_servers": f"127.0.0.1:{free_port()}",
+            "kafka_security_protocol": "PLAINTEXT",
+        }
         broker = brokers.kafka(Settings(**(stack.given | inside)))
         plain = broker.prepare
 
@@ -73,8 +76,13 @@ def guarded(tmp_path: Path) -> Iterator[Stack]:
 
 def sasl_listener(inside: str, settings: Settings) -> str:
     """Return the broker's properties for a listener that asks for a password; a later line overrides an earlier one."""
-    outside, password = settings.kafka_bootstrap_servers, settings.kafka_sasl_password.get_secret_value()
-    login = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_loop="{password}";'
+    outside, password = (
+        settings.kafka_bootstrap_servers,
+        settings.kafka_sasl_password.get_secret_value(),
+    )
+    login = (
+        f'org.apache.kafka.common.security.plain.PlainLoginModule required user_loop="{password}";'
+    )
     return f"""
 listeners=PLAINTEXT://{inside},SASL_PLAINTEXT://{outside},CONTROLLER://127.0.0.1:{settings.kafka_controller_port}
 advertised.listeners=PLAINTEXT://{inside},SASL_PLAINTEXT://{outside}
@@ -96,7 +104,13 @@ def test_the_loop_runs_with_passwords_and_they_stand_nowhere_but_in_their_own_fi
     learned(guarded, 200)
     refused = [
         failing(guarded, "redis_clear.py", "x", REDIS_PASSWORD="wrong-" + hidden["REDIS_PASSWORD"]),
-        failing(guarded, "admin.py", "model", "show", MODEL_SIGNING_KEY="wrong-" + hidden["the signing key"]),
+        failing(
+            guarded,
+            "admin.py",
+            "model",
+            "show",
+            MODEL_SIGNING_KEY="wrong-" + hidden["the signing key"],
+        ),
     ]
     for worker in own_processes(config.run_dir):  # a restart writes errors and stack traces
         if "pyflink.fn_execution" in worker:
@@ -109,21 +123,30 @@ def test_the_loop_runs_with_passwords_and_they_stand_nowhere_but_in_their_own_fi
     places |= {f"output {i}": text.encode() for i, text in enumerate(refused)}
     places |= {path: str(guarded.rest(path)).encode() for path in rest_paths(guarded, job)}
     own = {"redis.conf", "server.properties", "signing.key"}
-    written = [path for path in config.run_dir.rglob("*") if path.is_file() and path.name not in own]
+    written = [
+        path for path in config.run_dir.rglob("*") if path.is_file() and path.name not in own
+    ]
     places |= {str(path): path.read_bytes() for path in written if path.exists()}
     found = [
-        (what, where) for what, text in hidden.items() for where, content in places.items() if text.encode() in content
+        (what, where)
+        for what, text in hidden.items()
+        for where, content in places.items()
+        if text.encode() in content
     ]
     assert not found
     for name in own:
         path = next(config.run_dir.rglob(name))
-        assert name == "server.properties" or path.stat().st_mode & 0o077 == 0, f"{name} is readable by others"
+        assert name == "server.properties" or path.stat().st_mode & 0o077 == 0, (
+            f"{name} is readable by others"
+        )
     guarded.cancel_job(job)
 
 
 def failing(stack: Stack, *command: str, **env: str) -> str:
     """Run a command that must fail in one sentence and return what it printed."""
-    done = subprocess.run([sys.executable, *command], cwd=HERE, env=stack.env | env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=HERE, env=stack.env | env, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
@@ -142,8 +165,17 @@ def own_processes(run_dir: Path) -> list[str]:
 def rest_paths(stack: Stack, job: str) -> list[str]:
     """Return what Flink's page shows of the cluster and of the job."""
     manager = stack.rest("/taskmanagers")["taskmanagers"][0]["id"]
-    cluster = ["/config", "/jobmanager/config", "/jobmanager/environment", "/taskmanagers", f"/taskmanagers/{manager}"]
-    return cluster + [f"/jobs/{job}{part}" for part in ("", "/config", "/plan", "/exceptions", "/checkpoints/config")]
+    cluster = [
+        "/config",
+        "/jobmanager/config",
+        "/jobmanager/environment",
+        "/taskmanagers",
+        f"/taskmanagers/{manager}",
+    ]
+    return cluster + [
+        f"/jobs/{job}{part}"
+        for part in ("", "/config", "/plan", "/exceptions", "/checkpoints/config")
+    ]
 
 
 class Canary:
@@ -170,7 +202,9 @@ def test_what_is_unsigned_altered_of_another_key_or_swapped_is_opened_neither_by
     kept, kept_meta = store.redis.get(model), store.redis.hgetall(meta)
     opened = tmp_path / "opened"
     trap = pickle.dumps(Canary(opened))
-    foreign_store = ModelStore(Settings(**(stack.given | {"model_signing_key": SecretStr("k" * 40)})))
+    foreign_store = ModelStore(
+        Settings(**(stack.given | {"model_signing_key": SecretStr("k" * 40)}))
+    )
     foreign = {k: v for k, v in kept_meta.items() if k != b"signature"}
     signature = foreign_store.sign(trap, {k.decode(): v for k, v in foreign.items()}).encode()
 
@@ -189,13 +223,21 @@ def test_what_is_unsigned_altered_of_another_key_or_swapped_is_opened_neither_by
                 if fields:
                     pipe.hset(meta, mapping=fields)
                 pipe.execute()
-            sentence = "holds an unsigned model" if name == "unsigned" else "is not signed with this installation's key"
+            sentence = (
+                "holds an unsigned model"
+                if name == "unsigned"
+                else "is not signed with this installation's key"
+            )
             if stack.job_state(job) == "FAILED":  # it gives up after ten restarts
                 job = stack.submit_job(restore=stack.newest_checkpoint(job), LEARNER="sgd")
             since = time.time()
             kill_workers(stack)
             send(stack, 1)  # the model is loaded when the first sample comes
-            until(lambda job=job, since=since, sentence=sentence: said(stack, job, since, sentence), 120, sentence)
+            until(
+                lambda job=job, since=since, sentence=sentence: said(stack, job, since, sentence),
+                120,
+                sentence,
+            )
             status, answer = page.post("/predict", imgStr=drawing(3))
             assert (status, answer["model_version"]) == (
                 201,
@@ -212,8 +254,12 @@ def test_what_is_unsigned_altered_of_another_key_or_swapped_is_opened_neither_by
 
 def said(stack: Stack, job: str, since: float, sentence: str) -> bool:
     """Return whether a failure of the job after this time (seconds since 1970) says the sentence."""
-    entries = stack.rest(f"/jobs/{job}/exceptions?maxExceptions=1000")["exceptionHistory"]["entries"]
-    return any(sentence in entry["stacktrace"] for entry in entries if entry["timestamp"] > 1000 * since)
+    entries = stack.rest(f"/jobs/{job}/exceptions?maxExceptions=1000")["exceptionHistory"][
+        "entries"
+    ]
+    return any(
+        sentence in entry["stacktrace"] for entry in entries if entry["timestamp"] > 1000 * since
+    )
 
 
 def kill_workers(stack: Stack) -> None:

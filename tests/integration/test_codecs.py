@@ -22,7 +22,9 @@ def names(kafka: Stack) -> Stack:
     return kafka.named()
 
 
-def send(stack: Stack, codec: str, topic: str, values: list[bytes], transaction: str = "") -> Producer:
+def send(
+    stack: Stack, codec: str, topic: str, values: list[bytes], transaction: str = ""
+) -> Producer:
     """Send the values in one compressed batch; with a transaction's name they are left in it, open."""
     config = {"compression.type": codec, "linger.ms": 100}
     if transaction:
@@ -67,7 +69,10 @@ def test_the_producer_shows_messages_of_every_codec(names, codec):
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_dead_jobs_open_outputs_are_found_in_every_codec(names, codec):
     topic = names.settings.predict_topic
-    outputs = [orjson.dumps({"predict_y": 1, "model_version": 1, "partition": 0, "offset": i}) for i in range(7, 27)]
+    outputs = [
+        orjson.dumps({"predict_y": 1, "model_version": 1, "partition": 0, "offset": i})
+        for i in range(7, 27)
+    ]
     producer = send(names, codec, topic, outputs, transaction=f"{topic}-dead")
     assert first_open_inputs(names.settings) == {0: 7}
     producer.abort_transaction(30)

@@ -25,7 +25,9 @@ def trainer(parts: Stack):
     task.close()
 
 
-def test_a_batch_of_any_size_costs_one_command_to_redis_and_no_question_to_kafka(trainer, monkeypatch):
+def test_a_batch_of_any_size_costs_one_command_to_redis_and_no_question_to_kafka(
+    trainer, monkeypatch
+):
     commands, questions, mine = [], [], threading.current_thread()
     execute = trainer.store.redis.execute_command
 
@@ -34,13 +36,19 @@ def test_a_batch_of_any_size_costs_one_command_to_redis_and_no_question_to_kafka
             commands.append(args[0])
         return execute(*args, **options)
 
-    trainer.learn([DIGITS.sample(X, 3)], np.zeros(1, np.int64), np.zeros(1, np.int64))  # sends the script itself
+    trainer.learn(
+        [DIGITS.sample(X, 3)], np.zeros(1, np.int64), np.zeros(1, np.int64)
+    )  # sends the script itself
     monkeypatch.setattr(trainer.store.redis, "execute_command", count)
     monkeypatch.setattr(trainer.log, "read", lambda *args, **options: questions.append(args))
     monkeypatch.setattr(trainer.log, "bounds", lambda: questions.append("bounds"))
     following = 1
     for size in (1, 10, 1000, 5000):
-        trainer.learn([DIGITS.sample(X, 3)] * size, np.zeros(size, np.int64), np.arange(following, following + size))
+        trainer.learn(
+            [DIGITS.sample(X, 3)] * size,
+            np.zeros(size, np.int64),
+            np.arange(following, following + size),
+        )
         following += size
     assert commands == ["EVALSHA"] * 4
     assert questions == []
@@ -50,19 +58,27 @@ def test_a_batch_with_transaction_markers_costs_one_question(trainer, monkeypatc
     """However many markers it has: no record is read again, in this batch or a later one."""
     questions, ask = [], trainer.log.ask_for_beginnings
     monkeypatch.setattr(trainer.log, "pieces", lambda *args: questions.append(args))
-    monkeypatch.setattr(trainer.log, "ask_for_beginnings", lambda missing: questions.append(missing) or ask(missing))
+    monkeypatch.setattr(
+        trainer.log, "ask_for_beginnings", lambda missing: questions.append(missing) or ask(missing)
+    )
     following = 0
     for size in (1, 100, 5000):
-        offsets = following + np.arange(size) + np.arange(size) // 3  # a marker after each three samples
+        offsets = (
+            following + np.arange(size) + np.arange(size) // 3
+        )  # a marker after each three samples
         trainer.learn([DIGITS.sample(X, 3)] * size, np.zeros(size, np.int64), offsets)
         following = int(offsets[-1]) + 2  # one between the batches
     assert trainer.meta.samples == 5101
     assert questions == [{0: 1}, {0: 135}], "the first offset that each batch lacks"
 
 
-def test_a_batch_of_good_messages_is_judged_at_once_and_one_bad_message_takes_few_with_it(monkeypatch):
+def test_a_batch_of_good_messages_is_judged_at_once_and_one_bad_message_takes_few_with_it(
+    monkeypatch,
+):
     judged, judge = [], Format._judge
-    monkeypatch.setattr(Format, "_judge", lambda form, payload: judged.append(payload) or judge(form, payload))
+    monkeypatch.setattr(
+        Format, "_judge", lambda form, payload: judged.append(payload) or judge(form, payload)
+    )
     good = DIGITS.sample(X, 3)
     DIGITS.parse([good] * 5000)
     assert len(judged) == 0
@@ -75,7 +91,9 @@ def test_a_commit_writes_few_bytes_beside_the_model(trainer, monkeypatch):
     monkeypatch.setattr(trainer.store, "_commit", lambda keys, args: sent.append(args) or b"done")
     trainer.learn([DIGITS.sample(X, 3)] * 1000, np.zeros(1000, np.int64), np.arange(1000))
     model = len(trainer.stored.model)
-    assert sum(len(part if isinstance(part, bytes) else str(part)) for part in sent[0]) < model + 4000
+    assert (
+        sum(len(part if isinstance(part, bytes) else str(part)) for part in sent[0]) < model + 4000
+    )
 
 
 def test_a_bundle_starts_no_thread_of_the_profiler(monkeypatch):
@@ -97,8 +115,12 @@ def test_a_flood_is_learned_in_large_batches_each_message_by_one_evaluation(stac
     client = Redis(**stack.settings.redis_client())
     key = f"{{{stack.settings.model_key}}}:meta"
     until(lambda: int(client.hget(key, "samples") or 0) == 20_000, 240, "20,000 samples learned")
-    assert int(client.hget(key, "version")) <= 200  # 100 messages a commit; 1,000 and more on a machine at rest
+    assert (
+        int(client.hget(key, "version")) <= 200
+    )  # 100 messages a commit; 1,000 and more on a machine at rest
     plan = stack.rest(f"/jobs/{job}/plan")["plan"]["nodes"]
     assert sum(node["description"].count("PythonCalc(") for node in plan) == 1
-    assert len(plan) == 2  # the sinks have a task of their own, as the end of a transaction takes time
+    assert (
+        len(plan) == 2
+    )  # the sinks have a task of their own, as the end of a transaction takes time
     stack.cancel_job(job)

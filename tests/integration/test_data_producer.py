@@ -27,7 +27,12 @@ def start(stack: Stack, *arguments: str, **env: str) -> subprocess.Popen:
     command = [sys.executable, "data_producer.py", *arguments]
     environment = stack.env | {"PYTHONUNBUFFERED": "1"} | env
     return subprocess.Popen(
-        command, cwd=HERE, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=HERE,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -43,7 +48,11 @@ def in_topic(stack: Stack, topic: str) -> list[bytes]:
 
 def read(stack: Stack, topic: str) -> Iterator[bytes]:
     consumer = Consumer(
-        {"bootstrap.servers": stack.settings.kafka_bootstrap_servers, "group.id": "test", "enable.partition.eof": True}
+        {
+            "bootstrap.servers": stack.settings.kafka_bootstrap_servers,
+            "group.id": "test",
+            "enable.partition.eof": True,
+        }
     )
     partitions = list(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
     consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
@@ -107,7 +116,9 @@ def test_a_topic_is_shown_to_its_last_message_and_followed(own):
     assert code == 0
     assert len(out.splitlines()) == 40
     last = run(own, "--show", topic, "--count", "3")[1].splitlines()
-    assert [line.rpartition("label ")[2] for line in last] == [str(y) for y in DIGITS.parse(passes_once()[37:40]).y]
+    assert [line.rpartition("label ")[2] for line in last] == [
+        str(y) for y in DIGITS.parse(passes_once()[37:40]).y
+    ]
     follower = start(own, "--show", topic, "--count", "1", "--follow")
     assert follower.stdout
     assert "label" in follower.stdout.readline()
@@ -118,7 +129,9 @@ def test_a_topic_is_shown_to_its_last_message_and_followed(own):
 
 
 def test_only_committed_messages_are_shown_and_markers_do_not_count(own):
-    producer = Producer({"bootstrap.servers": own.settings.kafka_bootstrap_servers, "transactional.id": "t"})
+    producer = Producer(
+        {"bootstrap.servers": own.settings.kafka_bootstrap_servers, "transactional.id": "t"}
+    )
     producer.init_transactions()
     topic = own.settings.predict_topic
     for number in range(4):
@@ -132,7 +145,9 @@ def test_only_committed_messages_are_shown_and_markers_do_not_count(own):
     assert [line.split("  ")[1] for line in run(own, "--show", topic)[1].splitlines()] == [
         f"message {n}" for n in range(3)
     ]
-    assert [line.split("  ")[1] for line in run(own, "--show", topic, "--count", "2")[1].splitlines()] == [
+    assert [
+        line.split("  ")[1] for line in run(own, "--show", topic, "--count", "2")[1].splitlines()
+    ] == [
         "message 1",
         "message 2",
     ]
@@ -182,7 +197,10 @@ def test_a_message_over_the_limit_is_refused_and_one_below_it_is_taken(own):
 def test_a_missing_topic_is_one_sentence(own):
     code, out, err = run(own, INPUT_TOPIC="no-such-topic")
     assert (code, out) == (1, "")
-    assert err == f"Error: The topic no-such-topic does not exist on Kafka at {own.settings.kafka_bootstrap_servers}.\n"
+    assert (
+        err
+        == f"Error: The topic no-such-topic does not exist on Kafka at {own.settings.kafka_bootstrap_servers}.\n"
+    )
 
 
 def test_no_broker_is_one_sentence_with_the_address(own):

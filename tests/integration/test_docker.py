@@ -35,10 +35,19 @@ def test_flink_starts_with_the_commands_of_the_compose_file(tmp_path):
             with (tmp_path / f"{service}.out").open("wb") as out:
                 started.append(
                     subprocess.Popen(
-                        command(service), cwd=HERE, env=environment, stdout=out, stderr=out, start_new_session=True
+                        command(service),
+                        cwd=HERE,
+                        env=environment,
+                        stdout=out,
+                        stderr=out,
+                        start_new_session=True,
                     )
                 )
-        until(lambda: flink_cluster.rest(settings, "/overview")["slots-total"] == 4, 90, "the TaskManager is known")
+        until(
+            lambda: flink_cluster.rest(settings, "/overview")["slots-total"] == 4,
+            90,
+            "the TaskManager is known",
+        )
         for process in started:
             process.send_signal(signal.SIGTERM)
         assert [process.wait(30) for process in started] == [143, 143]

@@ -9,7 +9,9 @@ def test_every_way_fills_the_same_grid(tmp_path):
     found = compare(operator, tmp_path, days=2)
     assert set(found["ways"]) == set(STRATEGIES)
     counts = operator.series.counts[:, -2:]
-    assert {way["rows"] for way in found["ways"].values()} == {operator.regions * operator.stations * 48}
+    assert {way["rows"] for way in found["ways"].values()} == {
+        operator.regions * operator.stations * 48
+    }
     assert {way["impressions"] for way in found["ways"].values()} == {int(-(-counts // 1).sum())}
     assert found["rows"]["positive"] == (counts > 0).sum()
     assert found["join_ratio"] > 0

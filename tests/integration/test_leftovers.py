@@ -10,10 +10,23 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 from harness.stack import Stack, until
 from loop.lease import new_submission
 from loop.model_store import ModelStore
-from loop.transactions import MODEL_HEADER, end_leftovers, submissions_in, topic_with_outputs, transactional_prefix
+from loop.transactions import (
+    MODEL_HEADER,
+    end_leftovers,
+    submissions_in,
+    topic_with_outputs,
+    transactional_prefix,
+)
 from settings import Settings
 
-OUTPUT = {"ts": "2026-01-01 00:00:00", "actual_y": 3, "predict_y": 3, "model_version": 7, "partition": 0, "offset": 40}
+OUTPUT = {
+    "ts": "2026-01-01 00:00:00",
+    "actual_y": 3,
+    "predict_y": 3,
+    "model_version": 7,
+    "partition": 0,
+    "offset": 40,
+}
 REJECT = {"payload": "bm9wZQ==", "reason": "The message is not JSON.", "partition": 0, "offset": 30}
 
 
@@ -27,14 +40,20 @@ def leave_open(loop):
     """Return a function that leaves a transaction open over some records; closed in the end."""
     producers = []
 
-    def leave(name: str, *values: bytes | None, topic: str = "", headers=(), commit: bool = False) -> None:
+    def leave(
+        name: str, *values: bytes | None, topic: str = "", headers=(), commit: bool = False
+    ) -> None:
         producer = KafkaProducer(**loop.settings.kafka_client(), transactional_id=name)
         producers.append(producer)
         producer.init_transactions()
         producer.begin_transaction()
         for value in values:
             producer.send(
-                topic or loop.settings.predict_topic, value, key=b"k", headers=list(headers), partition=0
+                topic or loop.settings.predict_topic,
+                value,
+                key=b"k",
+                headers=list(headers),
+                partition=0,
             ).get(30)
         if commit:
             producer.commit_transaction()
@@ -57,7 +76,12 @@ def open_ids(config: Settings) -> set[str]:
 def group_at(config: Settings, offset: int) -> None:
     place = TopicPartition(config.input_topic, 0)
     with closing(KafkaAdminClient(**config.kafka_client())) as admin:
-        until(lambda: admin.alter_group_offsets(config.kafka_group, {place: OffsetAndMetadata(offset, "", -1)}), 20)
+        until(
+            lambda: admin.alter_group_offsets(
+                config.kafka_group, {place: OffsetAndMetadata(offset, "", -1)}
+            ),
+            20,
+        )
 
 
 def committed(config: Settings) -> int:
@@ -74,7 +98,9 @@ def test_what_a_dead_submission_left_open_is_ended_and_read_again(loop, leave_op
     config, mine = loop.settings, old(loop)
     group_at(config, 100)
     leave_open(ids(config, mine), orjson.dumps(OUTPUT))
-    leave_open(ids(config, mine, config.reject_topic), orjson.dumps(REJECT), topic=config.reject_topic)
+    leave_open(
+        ids(config, mine, config.reject_topic), orjson.dumps(REJECT), topic=config.reject_topic
+    )
     end_leftovers(config)
     assert not open_ids(config) & {ids(config, mine), ids(config, mine, config.reject_topic)}
     assert committed(config) == 30
@@ -142,7 +168,11 @@ def test_only_the_submission_that_is_resumed_keeps_its_transactions(loop, leave_
     resumed, between = "20260101T000000.000000Z-aaaaaaaa", "20260102T000000.000000Z-bbbbbbbb"
     for submission in (resumed, between):
         leave_open(ids(config, submission), orjson.dumps(OUTPUT))
-    metadata = b"\x00\xff" + transactional_prefix(config, config.predict_topic, resumed).encode() + b"\x80\x01"
+    metadata = (
+        b"\x00\xff"
+        + transactional_prefix(config, config.predict_topic, resumed).encode()
+        + b"\x80\x01"
+    )
     assert submissions_in(config, metadata) == {resumed}
     end_leftovers(config, {resumed})
     assert ids(config, resumed) in open_ids(config)
@@ -154,7 +184,9 @@ def test_only_the_submission_that_is_resumed_keeps_its_transactions(loop, leave_
 
 def test_metadata_of_another_model_names_no_submission(loop):
     other = loop.settings.model_copy(update={"model_key": "another"})
-    metadata = transactional_prefix(other, other.predict_topic, "20260101T000000.000000Z-aaaaaaaa").encode()
+    metadata = transactional_prefix(
+        other, other.predict_topic, "20260101T000000.000000Z-aaaaaaaa"
+    ).encode()
     assert submissions_in(loop.settings, metadata) == set()
 
 

@@ -24,7 +24,9 @@ from settings import HERE
 PASSWORD = 'a "quoted" \\ pässword $HOME #1'
 
 
-def test_redis_keeps_its_password_in_a_file_of_its_owners_and_what_it_confirmed_over_a_sigkill(tmp_path):
+def test_redis_keeps_its_password_in_a_file_of_its_owners_and_what_it_confirmed_over_a_sigkill(
+    tmp_path,
+):
     with make_stack(tmp_path, redis_password=PASSWORD) as stack:
         stack.start("redis")
         process = psutil.Process(stack.parts["redis"].popen.pid)
@@ -54,7 +56,9 @@ def test_kafka_bounds_what_it_keeps(kafka):
     names = kafka.named()
     admin = KafkaAdminClient(**names.settings.kafka_client())
     topic = ConfigResource(ConfigResourceType.TOPIC, names.settings.input_topic)
-    found = admin.describe_configs([topic], config_filter="all")["topic"][names.settings.input_topic]
+    found = admin.describe_configs([topic], config_filter="all")["topic"][
+        names.settings.input_topic
+    ]
     admin.close()
     assert found["retention.bytes"]["value"] == str(1 << 30)
     assert found["segment.bytes"]["value"] == str(64 << 20)
@@ -94,7 +98,12 @@ def test_a_flink_command_that_is_ended_leaves_nothing_behind(flink, tmp_path):
 
 def test_a_jar_that_is_not_the_locked_one_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("local.fetch.JARS", tmp_path)
-    entry = {"groupId": "org.jspecify", "artifactId": "jspecify", "version": "1.0.0", "sha256": "0" * 64}
+    entry = {
+        "groupId": "org.jspecify",
+        "artifactId": "jspecify",
+        "version": "1.0.0",
+        "sha256": "0" * 64,
+    }
     with pytest.raises(StackError, match=r"jspecify-1\.0\.0\.jar.*SHA-256 differs"):
         fetch_jar(tmp_path / "kafka" / "jspecify-1.0.0.jar", entry)
     assert not list((tmp_path / "kafka").glob("*.jar"))
@@ -104,11 +113,18 @@ def test_a_first_run_without_a_network_is_one_sentence(tmp_path):
     (tmp_path / "local").mkdir()
     shutil.copy(HERE / "local" / "bootstrap.py", tmp_path / "local")
     shutil.copy(HERE / "requirements.txt", tmp_path)
-    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
+    nowhere = {
+        "PIP_INDEX_URL": "http://127.0.0.1:9/",
+        "PIP_FIND_LINKS": "",
+        "PIP_CONFIG_FILE": os.devnull,
+    }
     out = subprocess.run(
         [sys.executable, str(tmp_path / "local" / "bootstrap.py"), "-m", "local.stack", "run"],
-        env=os.environ | nowhere, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=os.environ | nowhere,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert out.returncode == 1
     assert out.stderr.startswith("The step 'uv' failed; the first run needs a network")
     assert out.stderr.count("\n") == 1
@@ -130,7 +146,16 @@ def test_a_test_session_that_is_killed_leaves_nothing_running(tmp_path):
         "print((pathlib.Path(sys.argv[1]) / 'pids' / 'redis').read_text().split()[0], flush=True); os.kill(os.getpid(), 9)"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=HERE, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     server = int(out.stdout)
-    until(lambda: not psutil.pid_exists(server) or psutil.Process(server).status() == psutil.STATUS_ZOMBIE, 20)
+    until(
+        lambda: (
+            not psutil.pid_exists(server) or psutil.Process(server).status() == psutil.STATUS_ZOMBIE
+        ),
+        20,
+    )

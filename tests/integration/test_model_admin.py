@@ -65,7 +65,11 @@ def test_accept_beside_a_live_job_is_a_sentence_and_changes_nothing(loop, tasks)
     feed(task, 0, 50)
     before = task.store.read()
     done = subprocess.run(
-        [sys.executable, "admin.py", "model", "accept", "--yes"], cwd=HERE, env=loop.env, capture_output=True, text=True
+        [sys.executable, "admin.py", "model", "accept", "--yes"],
+        cwd=HERE,
+        env=loop.env,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
     assert "is running on the model" in done.stderr
@@ -140,12 +144,17 @@ def test_accept_says_how_many_deleted_messages_are_skipped(loop, tasks, admin):
     client.delete_records({TopicPartition(loop.settings.input_topic, 0): 130})
     client.close()
     done = admin("accept", answer="y\n")
-    assert "next sample to learn 100 -> 130; 30 messages that were deleted unread are skipped\n" in done.output
+    assert (
+        "next sample to learn 100 -> 130; 30 messages that were deleted unread are skipped\n"
+        in done.output
+    )
     assert task.store.read().meta.progress == {0: 130}
 
 
 @pytest.mark.parametrize(("written", "at", "skipped"), [(100, 100, 100), (60, 60, 60)])
-def test_accept_says_how_many_messages_of_a_log_written_again_may_be_skipped(loop, tasks, admin, written, at, skipped):
+def test_accept_says_how_many_messages_of_a_log_written_again_may_be_skipped(
+    loop, tasks, admin, written, at, skipped
+):
     task = trained(loop, tasks)
     stored = task.store.read(with_state=True)
     remake_topic(loop)  # a broker that lost its end and went on keeps the topic's id
@@ -279,9 +288,13 @@ def test_a_signed_model_is_what_the_job_goes_on_with(loop, tasks, admin, tmp_pat
 OTHERS = {
     "averaged": lambda: SGDClassifier(loss="log_loss", average=True, shuffle=False),
     "weighted": lambda: SGDClassifier(class_weight={3: 5.0}, shuffle=False),
-    "hinge, constant rate": lambda: SGDClassifier(learning_rate="constant", eta0=0.01, shuffle=False),
+    "hinge, constant rate": lambda: SGDClassifier(
+        learning_rate="constant", eta0=0.01, shuffle=False
+    ),
     "shuffled": lambda: SGDClassifier(loss="log_loss", random_state=3),
-    "in a pipeline": lambda: make_pipeline(MaxAbsScaler(), SGDClassifier(loss="log_loss", shuffle=False)),
+    "in a pipeline": lambda: make_pipeline(
+        MaxAbsScaler(), SGDClassifier(loss="log_loss", shuffle=False)
+    ),
 }
 
 
@@ -298,7 +311,8 @@ def test_a_signed_classifier_learns_with_its_own_parameters(name):
     np.testing.assert_array_equal(learner.predict(X), alone.predict(X))
     last = pickle.loads(learner.model_bytes())
     np.testing.assert_array_equal(
-        getattr(last, "steps", [("", last)])[-1][1].coef_, getattr(alone, "steps", [("", alone)])[-1][1].coef_
+        getattr(last, "steps", [("", last)])[-1][1].coef_,
+        getattr(alone, "steps", [("", alone)])[-1][1].coef_,
     )
 
 
@@ -331,7 +345,9 @@ def test_the_default_learner_is_not_signed_without_its_training_state(loop, admi
     assert "python admin.py model resign" in done.output
 
 
-def test_a_model_signed_after_a_clear_goes_on_where_the_cleared_one_ended(loop, tasks, admin, tmp_path):
+def test_a_model_signed_after_a_clear_goes_on_where_the_cleared_one_ended(
+    loop, tasks, admin, tmp_path
+):
     task = trained(loop, tasks)
     task.store.clear()
     file = tmp_path / "model.pkl"

@@ -39,7 +39,9 @@ def store(redis: Stack) -> ModelStore:
 
 
 def meta(version: int = 1, **fields) -> Meta:
-    return Meta(model_id="20260101T000000.000000Z-aaaa", version=version, progress={0: 5, 1: 7}, **fields)
+    return Meta(
+        model_id="20260101T000000.000000Z-aaaa", version=version, progress={0: 5, 1: 7}, **fields
+    )
 
 
 def test_a_plain_client_unpickles_what_was_committed(store):
@@ -50,7 +52,12 @@ def test_a_plain_client_unpickles_what_was_committed(store):
 def test_what_was_committed_is_read_again_to_the_bit(store):
     scores = Scores(3, 2, "101", [[1, 2]], {"page": [1, 1]})
     given = meta(
-        samples=3, rejected=2, rejected_by_reason={"empty": 2}, scores=scores, checksums={0: [4, 77]}, topic_id="t"
+        samples=3,
+        rejected=2,
+        rejected_by_reason={"empty": 2},
+        scores=scores,
+        checksums={0: [4, 77]},
+        topic_id="t",
     )
     store.commit(None, given, MODEL, b"state")
     stored = store.read(with_state=True)
@@ -144,7 +151,8 @@ def test_a_changed_model_is_not_opened(store):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("samples", "7"), ("progress", '{"0":9}'), ("model_id", "z"), ("extra", "1")]
+    ("name", "value"),
+    [("samples", "7"), ("progress", '{"0":9}'), ("model_id", "z"), ("extra", "1")],
 )
 def test_a_changed_field_is_noticed(store, name, value):
     store.commit(None, meta(), MODEL, b"")
@@ -180,7 +188,9 @@ def test_a_model_of_another_key_in_the_same_redis_is_noticed(store, redis):
 
 def test_a_model_signed_with_another_key_is_not_opened(store, redis):
     store.commit(None, meta(), pickle.dumps(Opened()), b"")
-    foreign = ModelStore(Settings(**(store.settings.model_dump() | {"model_signing_key": "x" * 32})))
+    foreign = ModelStore(
+        Settings(**(store.settings.model_dump() | {"model_signing_key": "x" * 32}))
+    )
     with pytest.raises(SignatureError, match="not signed with this installation's key"):
         foreign.read()
 
@@ -215,7 +225,9 @@ def test_clearing_works_on_what_can_not_be_read(store):
 
 def test_a_field_of_a_later_version_is_gone_after_the_next_commit(store):
     first = store.commit(None, meta(1), MODEL, b"")
-    fields = {k.decode(): v for k, v in store.redis.hgetall(store.keys[1]).items() if k != b"signature"}
+    fields = {
+        k.decode(): v for k, v in store.redis.hgetall(store.keys[1]).items() if k != b"signature"
+    }
     fields["of_a_later_version"] = b"1"
     store.redis.hset(store.keys[1], mapping=fields | {"signature": store.sign(MODEL, fields)})
     assert store.read() == first
@@ -246,7 +258,8 @@ def test_a_field_whose_name_is_not_utf_8_is_a_sentence_and_can_be_cleared(store)
 
 
 @pytest.mark.parametrize(
-    "newest", ["20991231T235959-ffffffff", "99991231T235959-ffffffff", "20991231T235959.999999Z-ffffffff"]
+    "newest",
+    ["20991231T235959-ffffffff", "99991231T235959-ffffffff", "20991231T235959.999999Z-ffffffff"],
 )
 def test_submissions_sort_by_their_order_also_when_the_clock_goes_back(store, newest):
     stored = store.commit(None, meta(submission=newest), MODEL, b"")

@@ -42,7 +42,11 @@ def page(alone: Page) -> Page:
 def serves(page: Page, stored: Stored) -> None:
     """Return when the page answers with this model."""
     order = stored.meta.model_id, stored.meta.version
-    until(lambda: (page.get("/model")[1]["model_id"], page.get("/model")[1]["version"]) == order, 20, "it is served")
+    until(
+        lambda: (page.get("/model")[1]["model_id"], page.get("/model")[1]["version"]) == order,
+        20,
+        "it is served",
+    )
 
 
 HOST = "Host: 127.0.0.1\r\n"
@@ -59,7 +63,10 @@ SLOW = {
 
 def test_slow_clients_hold_no_thread_and_are_let_go(page: Page):
     with contextlib.ExitStack() as opened:
-        slow = {kind: [opened.enter_context(connected(page, kind)) for _ in range(THREADS + 8)] for kind in SLOW}
+        slow = {
+            kind: [opened.enter_context(connected(page, kind)) for _ in range(THREADS + 8)]
+            for kind in SLOW
+        }
         began = time.monotonic()
         while time.monotonic() < began + REQUEST_SECONDS - 3:
             for connection in slow["half a body"]:
@@ -69,7 +76,12 @@ def test_slow_clients_hold_no_thread_and_are_let_go(page: Page):
             assert page.post("/predict", imgStr=drawing(3))[0] == 201
             assert time.monotonic() - asked < 1
             time.sleep(0.2)
-        for kind in ("half a header", "half a body", "half a chunked body", "a label of which half came"):
+        for kind in (
+            "half a header",
+            "half a body",
+            "half a chunked body",
+            "a label of which half came",
+        ):
             for connection in slow[kind]:
                 connection.settimeout(REQUEST_SECONDS + 5)
                 with contextlib.suppress(ConnectionResetError):
@@ -132,7 +144,10 @@ def test_foreign_predictions_are_told_of_and_newer_ones_shown(page: Page):
     assert page.get("/healthz")[0] == 503
     producer.produce(page.stack.settings.predict_topic, DIGITS.sample([7] * 64, 4, "page"))
     producer.flush(10)
-    assert event(page, "samples")[-1].items() >= {"x": [7] * 64, "y": 4, "predicted": None, "source": "page"}.items()
+    assert (
+        event(page, "samples")[-1].items()
+        >= {"x": [7] * 64, "y": 4, "predicted": None, "source": "page"}.items()
+    )
     until(lambda: page.get("/healthz")[0] == 200, 20, "all is well again")
 
 
@@ -176,7 +191,9 @@ def signed_broken_pickle(store: ModelStore) -> None:
     store.commit(store.read(), meta, pickle.dumps(Raises()), b"")
 
 
-@pytest.mark.parametrize("breaks", [broken_field, other_type, signed_nonsense, signed_broken_pickle])
+@pytest.mark.parametrize(
+    "breaks", [broken_field, other_type, signed_nonsense, signed_broken_pickle]
+)
 def test_a_broken_model_is_told_of_and_the_next_good_one_taken(page: Page, breaks):
     store = ModelStore(page.stack.settings)
     breaks(store)
@@ -187,7 +204,14 @@ def test_a_broken_model_is_told_of_and_the_next_good_one_taken(page: Page, break
     until(lambda: page.get("/healthz")[0] == 200, 30, "all is well again")
 
 
-BROKEN_POINTS = [b"\xff", b"{}", b"[]", b"[1,2,3,4,5,6,null,8]", b'["a",1,1,null,null,1,null]', b"[null,1,1,1,1,1,1]"]
+BROKEN_POINTS = [
+    b"\xff",
+    b"{}",
+    b"[]",
+    b"[1,2,3,4,5,6,null,8]",
+    b'["a",1,1,null,null,1,null]',
+    b"[null,1,1,1,1,1,1]",
+]
 
 
 def test_broken_points_of_history_are_left_out_and_it_goes_on(page: Page):
@@ -207,18 +231,27 @@ def test_broken_points_of_history_are_left_out_and_it_goes_on(page: Page):
 def test_a_model_of_other_than_drawings_leaves_the_page_alive(page: Page):
     """The second example of the README learns 30 measurements and 2 classes."""
     X, y = load_breast_cancer(return_X_y=True)
-    other = Stored(pickle.dumps(SGDClassifier().fit(X, y)), Meta(model_id=new_model_id(), version=5, samples=569))
+    other = Stored(
+        pickle.dumps(SGDClassifier().fit(X, y)),
+        Meta(model_id=new_model_id(), version=5, samples=569),
+    )
     store = ModelStore(page.stack.settings)
     producer = Producer(page.stack.settings.confluent_client())
     producer.produce(page.stack.settings.predict_topic, DIGITS.sample([7] * 64, 4))
     producer.flush(10)
     assert event(page, "samples")
-    with requests.get(page.url + "/events", stream=True, timeout=20):  # weight pictures are made for who watches
+    with requests.get(
+        page.url + "/events", stream=True, timeout=20
+    ):  # weight pictures are made for who watches
         serves(page, commit(store, store.read(), other))
         status, answer = page.post("/predict", imgStr=drawing(3))
         assert status == 503
         assert "can't read a drawing" in answer["error"]
-        stored = commit(store, store.read(), Stored(other.model, Meta(other.meta.model_id, version=6, samples=569)))
+        stored = commit(
+            store,
+            store.read(),
+            Stored(other.model, Meta(other.meta.model_id, version=6, samples=569)),
+        )
         until(lambda: event(page, "whole_history")[-1][1] == 6, 30, "history goes on")
     commit(store, stored, a_model(version=7))
     until(lambda: page.post("/predict", imgStr=drawing(3))[0] == 201, 30, "it answers again")

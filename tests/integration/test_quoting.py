@@ -87,12 +87,19 @@ def read(cases, tmp_path_factory) -> dict[str, dict]:
     asked = {}
     for field, settings in cases.items():
         flink_cluster.write_flink_configuration(settings)
-        inside = settings.model_copy(update={"kafka_security_protocol": "PLAINTEXT",
-                                             "kafka_bootstrap_servers": "127.0.0.1:9092"})  # fmt: skip
+        inside = settings.model_copy(
+            update={
+                "kafka_security_protocol": "PLAINTEXT",
+                "kafka_bootstrap_servers": "127.0.0.1:9092",
+            }
+        )
         brokers.prepare_kafka(inside, ["true"])
         environment = flink_cluster.flink_environment(settings)
         jaas = kafka_properties(settings)["sasl.jaas.config"]
-        for name in ("KAFKA_SASL_PASSWORD_JAAS", "KAFKA_SASL_PASSWORD"):  # as the connector does in the task
+        for name in (
+            "KAFKA_SASL_PASSWORD_JAAS",
+            "KAFKA_SASL_PASSWORD",
+        ):  # as the connector does in the task
             jaas = jaas.replace(f"${{env:{name}}}", environment.get(name, ""))
         asked[field] = {
             "tables": tables(settings, "s"),
@@ -105,8 +112,13 @@ def read(cases, tmp_path_factory) -> dict[str, dict]:
     plain = Settings(run_dir=folder / "run")
     fetch.fetch_jars()
     flink_cluster.prepare_flink(plain)
-    argv = [sys.executable, *(str(folder / name) for name in ("read_back.py", "asked.json", "answers.json"))]
-    done = subprocess.run(argv, cwd=HERE, env=flink_cluster.flink_environment(plain), capture_output=True, text=True)
+    argv = [
+        sys.executable,
+        *(str(folder / name) for name in ("read_back.py", "asked.json", "answers.json")),
+    ]
+    done = subprocess.run(
+        argv, cwd=HERE, env=flink_cluster.flink_environment(plain), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "answers.json").read_text())
 
@@ -118,9 +130,14 @@ def test_java_reads_each_setting_as_it_was_given(cases, read, field):
     assert source["topic"] == settings.input_topic
     assert source["properties.group.id"] == settings.kafka_group
     assert source["properties.bootstrap.servers"] == settings.kafka_bootstrap_servers
-    for table, topic in (("predictions", settings.predict_topic), ("rejects", settings.reject_topic)):
+    for table, topic in (
+        ("predictions", settings.predict_topic),
+        ("rejects", settings.reject_topic),
+    ):
         assert found["tables"][table]["topic"] == topic
-        assert found["tables"][table]["sink.transactional-id-prefix"] == transactional_prefix(settings, topic, "s")
+        assert found["tables"][table]["sink.transactional-id-prefix"] == transactional_prefix(
+            settings, topic, "s"
+        )
     assert found["login"]["username"] == settings.kafka_sasl_username
     assert found["login"]["password"] == settings.kafka_sasl_password.get_secret_value()
     assert found["properties"]["log.dirs"] == str(settings.run_dir / "kafka" / "data")
@@ -131,7 +148,12 @@ def test_java_reads_each_setting_as_it_was_given(cases, read, field):
 def test_each_setting_reaches_a_child_as_it_was_given(cases, field):
     argv = [sys.executable, "-c", "from settings import settings; print(repr(settings()))"]
     child = subprocess.run(
-        argv, cwd=HERE, env=child_environment(cases[field]), capture_output=True, text=True, check=False
+        argv,
+        cwd=HERE,
+        env=child_environment(cases[field]),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert child.stdout.strip() == repr(cases[field]), child.stderr
 
@@ -145,7 +167,11 @@ def test_the_flink_command_runs_from_a_folder_of_any_name(tmp_path, monkeypatch)
     monkeypatch.setattr("local.flink_cluster.VENV_BIN", folder)
     argv = [str(flink_cluster.write_flink_launcher()), "--version"]
     done = subprocess.run(
-        argv, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}, capture_output=True, text=True, check=False
+        argv,
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "Version: 2.3.0" in done.stdout, done.stderr
 
@@ -165,7 +191,9 @@ def test_a_run_folder_that_java_can_not_list_is_one_sentence(sign, tmp_path):
 
 
 def test_a_worker_reads_files_where_its_own_environment_says(monkeypatch):
-    sent = Settings(model_signing_key_file=Path("/client/key"), kafka_ssl_cafile="/client/ca.pem").public()
+    sent = Settings(
+        model_signing_key_file=Path("/client/key"), kafka_ssl_cafile="/client/ca.pem"
+    ).public()
     monkeypatch.setenv("MODEL_SIGNING_KEY_FILE", "/worker/key")
     monkeypatch.setenv("INPUT_TOPIC", "not_the_jobs")
     worker = of_a_job(sent)

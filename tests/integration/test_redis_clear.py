@@ -28,13 +28,25 @@ def client(own):
 
 
 def clear(stack: Stack, *arguments: str, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "redis_clear.py", *arguments], cwd=HERE, env=stack.env | env, text=True,
-                          stdin=subprocess.DEVNULL, capture_output=True, timeout=60)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "redis_clear.py", *arguments],
+        cwd=HERE,
+        env=stack.env | env,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+    )
 
 
 def commit(stack: Stack) -> ModelStore:
     store = ModelStore(stack.settings)
-    store.commit(None, Meta(model_id="20260101T000000.000000Z-aaaa", version=1, progress={0: 5}), b"model", b"state")
+    store.commit(
+        None,
+        Meta(model_id="20260101T000000.000000Z-aaaa", version=1, progress={0: 5}),
+        b"model",
+        b"state",
+    )
     return store
 
 
@@ -59,7 +71,9 @@ def test_the_whole_database_is_cleared_only_with_yes_where_nobody_can_be_asked(o
     client.set("one", 1)
     done = clear(own)
     assert done.returncode == 1
-    assert done.stderr.startswith("Nothing was deleted; --yes deletes everything in database 0 of Redis at ")
+    assert done.stderr.startswith(
+        "Nothing was deleted; --yes deletes everything in database 0 of Redis at "
+    )
     assert client.exists("one", "online_ml_model") == 2
     done = clear(own, "--yes")
     assert (done.returncode, done.stdout) == (0, "one: deleted\nonline_ml_model: deleted\n")
@@ -79,7 +93,15 @@ def test_a_person_at_a_terminal_is_asked_first(own, client, monkeypatch):
 
 
 # Spring Data Redis writes the first, msgpack and hand-made prefixes write the others.
-BINARY = [b"\xac\xed\x00\x05t\x00\x04user", b"\xff", b"\xc3", b"a\x00b", b"line\nline", "schlüssel".encode(), b""]
+BINARY = [
+    b"\xac\xed\x00\x05t\x00\x04user",
+    b"\xff",
+    b"\xc3",
+    b"a\x00b",
+    b"line\nline",
+    "schlüssel".encode(),
+    b"",
+]
 
 
 def test_keys_of_any_bytes_are_cleared_with_everything(own, client):
@@ -98,7 +120,11 @@ def test_a_key_named_on_the_command_line_may_be_any_bytes(own, client):
     for key in names:
         client.set(key, 1)
     done = subprocess.run(
-        [sys.executable, "redis_clear.py", *names], cwd=HERE, env=own.env, stdin=subprocess.DEVNULL, capture_output=True
+        [sys.executable, "redis_clear.py", *names],
+        cwd=HERE,
+        env=own.env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
     )
     assert done.returncode == 0, done.stderr
     assert client.keys() == []
@@ -160,9 +186,13 @@ def test_clearing_everything_leaves_the_lease_of_a_running_job(own, client):
 
 @pytest.mark.parametrize(
     ("env", "sentence"),
-    [({"REDIS_PASSWORD": "wrong"}, "refuses the password"), ({"REDIS_PORT": "1"}, "can't be used"),
-     ({"REDIS_PORT": "x"}, "REDIS_PORT"), ({"MODEL_SIGNING_KEY_FILE": os.devnull}, "The signing key in")],
-)  # fmt: skip
+    [
+        ({"REDIS_PASSWORD": "wrong"}, "refuses the password"),
+        ({"REDIS_PORT": "1"}, "can't be used"),
+        ({"REDIS_PORT": "x"}, "REDIS_PORT"),
+        ({"MODEL_SIGNING_KEY_FILE": os.devnull}, "The signing key in"),
+    ],
+)
 def test_what_can_not_be_done_is_one_sentence_and_exit_1(own, client, env, sentence):
     done = clear(own, "online_ml_model", **env)
     assert done.returncode == 1

@@ -13,12 +13,41 @@ from loop.model_store import ModelStore
 from settings import HERE, Settings
 
 REFUSED = [
-    "CONFIG SET dir /tmp", "CONFIG GET *", "CONFIG REWRITE", "CONFIG RESETSTAT", "MODULE LOAD /tmp/x.so", "MODULE LIST",
-    "DEBUG SLEEP 0", "DEBUG SEGFAULT", "SAVE", "BGSAVE", "BGREWRITEAOF", "LASTSAVE", "REPLICAOF 127.0.0.1 1",
-    "SLAVEOF 127.0.0.1 1", "SHUTDOWN NOSAVE", "ACL LIST", "ACL SETUSER default +@all", "ACL SAVE", "MIGRATE 127.0.0.1 1 k 0 1",
-    "RESTORE k 0 x", "FAILOVER", "SYNC", "PSYNC ? -1", "MONITOR", "CLIENT KILL ID 1", "CLIENT PAUSE 1", "CLIENT LIST",
-    "CLUSTER RESET", "SLOWLOG GET", "LATENCY RESET", "SWAPDB 0 1", "SCRIPT DEBUG SYNC", "SCRIPT FLUSH", "PFDEBUG GETREG k",
-]  # fmt: skip
+    "CONFIG SET dir /tmp",
+    "CONFIG GET *",
+    "CONFIG REWRITE",
+    "CONFIG RESETSTAT",
+    "MODULE LOAD /tmp/x.so",
+    "MODULE LIST",
+    "DEBUG SLEEP 0",
+    "DEBUG SEGFAULT",
+    "SAVE",
+    "BGSAVE",
+    "BGREWRITEAOF",
+    "LASTSAVE",
+    "REPLICAOF 127.0.0.1 1",
+    "SLAVEOF 127.0.0.1 1",
+    "SHUTDOWN NOSAVE",
+    "ACL LIST",
+    "ACL SETUSER default +@all",
+    "ACL SAVE",
+    "MIGRATE 127.0.0.1 1 k 0 1",
+    "RESTORE k 0 x",
+    "FAILOVER",
+    "SYNC",
+    "PSYNC ? -1",
+    "MONITOR",
+    "CLIENT KILL ID 1",
+    "CLIENT PAUSE 1",
+    "CLIENT LIST",
+    "CLUSTER RESET",
+    "SLOWLOG GET",
+    "LATENCY RESET",
+    "SWAPDB 0 1",
+    "SCRIPT DEBUG SYNC",
+    "SCRIPT FLUSH",
+    "PFDEBUG GETREG k",
+]
 
 
 @pytest.mark.parametrize("command", REFUSED)
@@ -53,10 +82,15 @@ def test_each_password_opens_redis_for_every_part(tmp_path, monkeypatch, passwor
             assert plain.exists(stack.settings.model_key)
         given = {"RUN_DIR": str(tmp_path), "REDIS_PORT": str(stack.settings.redis_port)}
         argv = [sys.executable, "redis_clear.py", stack.settings.model_key]
-        done = subprocess.run(argv, cwd=HERE, env=os.environ | given, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            argv, cwd=HERE, env=os.environ | given, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         if password:
-            with pytest.raises(client.AuthenticationError), client.Redis(port=stack.settings.redis_port) as nobody:
+            with (
+                pytest.raises(client.AuthenticationError),
+                client.Redis(port=stack.settings.redis_port) as nobody,
+            ):
                 nobody.ping()
 
 

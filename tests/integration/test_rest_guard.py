@@ -22,7 +22,9 @@ OPENED = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 BODY = b'--x\r\nContent-Disposition: form-data; name="request"\r\n\r\n{}\r\n--x--\r\n'
 
 
-def ask(stack: Stack, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+def ask(
+    stack: Stack, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, bytes]:
     """Return status and body of a request; a header's ``_`` stands for ``-``."""
     connection = http.client.HTTPConnection("127.0.0.1", stack.settings.flink_port, timeout=20)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -37,23 +39,68 @@ def ask(stack: Stack, method: str, path: str, body: bytes | None = None, **heade
 REFUSED = {
     "a job from another site": ("POST", "/jobs", BODY, MULTIPART | {"Origin": FOREIGN}),
     "a job from a sandboxed frame": ("POST", "/jobs", BODY, MULTIPART | {"Origin": "null"}),
-    "a job from another port": ("POST", "/jobs", BODY, MULTIPART | {"Origin": "http://127.0.0.1:3000"}),
-    "a job without an origin": ("POST", "/jobs", BODY, MULTIPART | {"Sec-Fetch-Site": "cross-site"}),
+    "a job from another port": (
+        "POST",
+        "/jobs",
+        BODY,
+        MULTIPART | {"Origin": "http://127.0.0.1:3000"},
+    ),
+    "a job without an origin": (
+        "POST",
+        "/jobs",
+        BODY,
+        MULTIPART | {"Sec-Fetch-Site": "cross-site"},
+    ),
     "a job by another version": ("POST", "/v1/jobs", BODY, MULTIPART | {"Origin": FOREIGN}),
     "a jar": ("POST", "/jars/upload", BODY, MULTIPART | {"Origin": FOREIGN}),
-    "a stop as plain text": ("POST", f"/jobs/{JOB}/stop", b"{}", {"Content-Type": "text/plain", "Origin": FOREIGN}),
-    "a form sent from another site": ("POST", f"/jobs/{JOB}/stop", b"{}", OPENED | {"Sec-Fetch-Site": "cross-site"}),
+    "a stop as plain text": (
+        "POST",
+        f"/jobs/{JOB}/stop",
+        b"{}",
+        {"Content-Type": "text/plain", "Origin": FOREIGN},
+    ),
+    "a form sent from another site": (
+        "POST",
+        f"/jobs/{JOB}/stop",
+        b"{}",
+        OPENED | {"Sec-Fetch-Site": "cross-site"},
+    ),
     "a cancel": ("PATCH", f"/jobs/{JOB}", None, {"Origin": FOREIGN}),
     "the cluster's end": ("DELETE", "/cluster", None, {"Origin": FOREIGN}),
-    "a preflight": ("OPTIONS", "/jobs", None, {"Origin": FOREIGN, "Access-Control-Request-Method": "PATCH"}),
-    "a websocket": ("GET", "/", None, {"Origin": FOREIGN, "Connection": "Upgrade", "Upgrade": "websocket"}),
+    "a preflight": (
+        "OPTIONS",
+        "/jobs",
+        None,
+        {"Origin": FOREIGN, "Access-Control-Request-Method": "PATCH"},
+    ),
+    "a websocket": (
+        "GET",
+        "/",
+        None,
+        {"Origin": FOREIGN, "Connection": "Upgrade", "Upgrade": "websocket"},
+    ),
     "a rebound name": ("GET", "/jobs/overview", None, {"Host": "evil.example:8081"}),
-    "a rebound name of its own origin": ("POST", "/jobs", BODY, {"Host": "evil.example", "Origin": FOREIGN}),
+    "a rebound name of its own origin": (
+        "POST",
+        "/jobs",
+        BODY,
+        {"Host": "evil.example", "Origin": FOREIGN},
+    ),
     "a name that begins like ours": ("GET", "/", None, {"Host": "localhost.evil.example"}),
     "a script of another site": ("GET", "/jobs/overview", None, {"Sec-Fetch-Site": "cross-site"}),
     "a fetch of another port's page": ("GET", "/config", None, {"Sec-Fetch-Site": "same-site"}),
-    "a frame": ("GET", "/", None, OPENED | {"Sec-Fetch-Dest": "iframe", "Sec-Fetch-Site": "cross-site"}),
-    "a link that cancels": ("GET", f"/jobs/{JOB}/yarn-cancel", None, OPENED | {"Sec-Fetch-Site": "cross-site"}),
+    "a frame": (
+        "GET",
+        "/",
+        None,
+        OPENED | {"Sec-Fetch-Dest": "iframe", "Sec-Fetch-Site": "cross-site"},
+    ),
+    "a link that cancels": (
+        "GET",
+        f"/jobs/{JOB}/yarn-cancel",
+        None,
+        OPENED | {"Sec-Fetch-Site": "cross-site"},
+    ),
     "an image that stops": ("GET", f"/v1/jobs/{JOB}/yarn%2Dstop", None, {}),
 }
 
@@ -70,7 +117,11 @@ PASSED = {
     "a program": ("GET", "/overview", {}),
     "a typed address": ("GET", "/", OPENED | {"Sec-Fetch-Site": "none"}),
     "a link to the page": ("GET", "/", OPENED | {"Sec-Fetch-Site": "cross-site"}),
-    "a link to the page's file": ("GET", "/index.html?a=b", OPENED | {"Sec-Fetch-Site": "same-site"}),
+    "a link to the page's file": (
+        "GET",
+        "/index.html?a=b",
+        OPENED | {"Sec-Fetch-Site": "same-site"},
+    ),
     "the page's own requests": ("GET", "/overview", {"Sec-Fetch-Site": "same-origin"}),
     "another of this machine's names": ("GET", "/overview", {"Host": "LocalHost:1"}),
     "the sixth protocol's name": ("GET", "/overview", {"Host": "[::1]:8081"}),
@@ -87,7 +138,9 @@ def test_a_refusal_ends_its_connection_and_what_follows_on_it(flink):
     host = f"Host: 127.0.0.1:{flink.settings.flink_port}\r\n"
     good = f"GET /overview HTTP/1.1\r\n{host}\r\n"
     foreign = f"POST /jobs HTTP/1.1\r\n{host}Origin: {FOREIGN}\r\nContent-Length: 2\r\n\r\n{{}}"
-    with socket.create_connection(("127.0.0.1", flink.settings.flink_port), timeout=20) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", flink.settings.flink_port), timeout=20
+    ) as connection:
         connection.sendall(good.encode())
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         connection.sendall((foreign + good).encode())
@@ -106,7 +159,9 @@ def test_a_refused_upload_is_never_written_to_the_disk(flink):
 
 
 def uploaded(stack: Stack) -> list[str]:
-    return [str(path) for path in (stack.settings.run_dir / "flink" / "tmp").glob("flink-web-*/**/*")]
+    return [
+        str(path) for path in (stack.settings.run_dir / "flink" / "tmp").glob("flink-web-*/**/*")
+    ]
 
 
 @pytest.fixture
@@ -140,7 +195,9 @@ ATTACKS = {
 def test_another_sites_page_reaches_no_job_from_a_browser(flink, chromium, another_site, name):
     address = f"http://127.0.0.1:{flink.settings.flink_port}"
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = driver.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
         tab = browser.new_page()
         tab.goto(another_site)
         with tab.expect_response(f"{address}/jobs**") as answer:
@@ -153,12 +210,18 @@ def test_another_sites_page_reaches_no_job_from_a_browser(flink, chromium, anoth
 def test_flinks_page_works_in_a_browser_and_from_a_link(flink, chromium, another_site):
     address = f"http://localhost:{flink.settings.flink_port}/"
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = driver.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
         tab = browser.new_page()
         refused: list[str] = []
-        tab.on("response", lambda answer: refused.append(answer.url) if answer.status >= 400 else None)
+        tab.on(
+            "response", lambda answer: refused.append(answer.url) if answer.status >= 400 else None
+        )
         tab.goto(another_site)
-        tab.evaluate("address => { document.body.innerHTML = `<a href='${address}'>Flink</a>`; }", address)
+        tab.evaluate(
+            "address => { document.body.innerHTML = `<a href='${address}'>Flink</a>`; }", address
+        )
         tab.click("a")
         tab.wait_for_url(f"{address}**")
         tab.get_by_text("Available Task Slots").first.wait_for()
@@ -169,7 +232,10 @@ def test_flinks_page_works_in_a_browser_and_from_a_link(flink, chromium, another
 def test_the_guard_is_a_jar_that_flink_loads_as_a_service(flink):
     jar = (flink.settings.run_dir / "flink" / "lib" / "rest-guard.jar").read_bytes()
     names = zipfile.ZipFile(io.BytesIO(jar)).namelist()
-    assert "META-INF/services/org.apache.flink.runtime.io.network.netty.InboundChannelHandlerFactory" in names
+    assert (
+        "META-INF/services/org.apache.flink.runtime.io.network.netty.InboundChannelHandlerFactory"
+        in names
+    )
     assert "Loaded channel inbound factory" in flink.parts["jobmanager"].log.read_text()
 
 

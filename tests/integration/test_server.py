@@ -55,7 +55,12 @@ def test_a_label_reaches_kafka_with_its_source_and_is_answered_with_its_place(pa
     x = page.post("/predict", imgStr=drawing(4))[1]["x"]
     status, answer = page.post("/feedback", imgStr=drawing(4), actual_y=4)
     assert status == 202
-    assert answer == {"success": True, "topic": page.stack.settings.input_topic, "partition": 0, "offset": 0}
+    assert answer == {
+        "success": True,
+        "topic": page.stack.settings.input_topic,
+        "partition": 0,
+        "offset": 0,
+    }
     message = json.loads(read_one(page.stack, answer["offset"]))
     assert (message["x"], message["actual_y"], message["source"]) == (x, 4, "page")
 
@@ -79,14 +84,18 @@ def test_fuzzed_bodies_never_break_the_page_and_leave_nothing_in_memory(page: Pa
     for i in range(count):
         body, kind = fuzzed(rng)
         began = time.monotonic()
-        answer = requests.post(page.url + "/predict", data=body, headers={"Content-Type": kind}, timeout=20)
+        answer = requests.post(
+            page.url + "/predict", data=body, headers={"Content-Type": kind}, timeout=20
+        )
         assert time.monotonic() - began < 5
         answered[answer.status_code] += 1
         assert answer.status_code in (201, 400, 413, 415), (answer.status_code, body)
         assert answer.json()["success"] is (answer.status_code == 201)
         if i % (count // 20) == 0:
             memory.append(worker.memory_info().rss)
-    print(f"{count} fuzzed bodies: {dict(answered)}, memory {memory[5] >> 20} MiB, then {memory[-1] >> 20} MiB")
+    print(
+        f"{count} fuzzed bodies: {dict(answered)}, memory {memory[5] >> 20} MiB, then {memory[-1] >> 20} MiB"
+    )
     assert answered[201]
     assert answered[400]
     assert memory[-1] < memory[5] + (20 << 20)
@@ -107,7 +116,9 @@ def fuzzed(rng: random.Random) -> tuple[bytes, str]:
     if rng.random() < 0.1:
         body = body * rng.choice([2, 500])
     form = "application/x-www-form-urlencoded"
-    return body, rng.choice([form] * 8 + ["multipart/form-data; boundary=a", "application/json", "x" * 2_000])
+    return body, rng.choice(
+        [form] * 8 + ["multipart/form-data; boundary=a", "application/json", "x" * 2_000]
+    )
 
 
 def test_without_redis_or_kafka_the_page_stays_up_says_so_and_recovers(page: Page):
@@ -115,7 +126,11 @@ def test_without_redis_or_kafka_the_page_stays_up_says_so_and_recovers(page: Pag
     until(lambda: page.get("/healthz")[0] == 200, 20, "all is well")
     stack.pause("redis", "kafka")
     try:
-        until(lambda: "up" not in [page.get("/healthz")[1][part] for part in ("redis", "kafka")], 40, "both away")
+        until(
+            lambda: "up" not in [page.get("/healthz")[1][part] for part in ("redis", "kafka")],
+            40,
+            "both away",
+        )
         assert page.get("/healthz")[0] == 503
         assert page.post("/predict", imgStr=drawing(3))[0] == 201
         status, answer = page.post("/feedback", imgStr=drawing(3), actual_y=3)
@@ -124,7 +139,9 @@ def test_without_redis_or_kafka_the_page_stays_up_says_so_and_recovers(page: Pag
     finally:
         stack.resume("redis", "kafka")
     until(lambda: page.get("/healthz")[0] == 200, 60, "all is well again")
-    until(lambda: page.post("/feedback", imgStr=drawing(3), actual_y=3)[0] == 202, 30, "taught again")
+    until(
+        lambda: page.post("/feedback", imgStr=drawing(3), actual_y=3)[0] == 202, 30, "taught again"
+    )
 
 
 def test_history_survives_a_restart_of_the_page(page: Page):

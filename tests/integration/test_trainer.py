@@ -86,7 +86,9 @@ def feed(task: Trainer, start: int, end: int, partition: int = 0, size: int = 50
     for i in range(0, len(records), size):
         batch = records[i : i + size]
         offsets = np.array([offset for offset, _ in batch], dtype=np.int64)
-        learned = task.learn([value for _, value in batch], np.full(len(batch), partition, np.int64), offsets)
+        learned = task.learn(
+            [value for _, value in batch], np.full(len(batch), partition, np.int64), offsets
+        )
         out += [orjson.loads(line) for line in learned.out]
     return out
 
@@ -94,7 +96,12 @@ def feed(task: Trainer, start: int, end: int, partition: int = 0, size: int = 50
 def commit_group(loop: Stack, offset: int, partition: int = 0) -> None:
     admin = KafkaAdminClient(**loop.settings.kafka_client())
     topic = TopicPartition(loop.settings.input_topic, partition)
-    until(lambda: admin.alter_group_offsets(loop.settings.kafka_group, {topic: OffsetAndMetadata(offset, "", -1)}), 20)
+    until(
+        lambda: admin.alter_group_offsets(
+            loop.settings.kafka_group, {topic: OffsetAndMetadata(offset, "", -1)}
+        ),
+        20,
+    )
     admin.close()
 
 
@@ -119,7 +126,9 @@ def test_each_sample_is_predicted_scored_then_learned_as_scikit_learn_alone_does
         predicted += alone.predict(X[i : i + 50]).tolist() if i else [None] * 50
         alone.partial_fit(X[i : i + 50], Y[i : i + 50], classes=np.arange(10))
     assert [line["predict_y"] for line in out] == predicted
-    assert [line["model_version"] for line in out] == [None] * 50 + [1 + i // 50 for i in range(450)]
+    assert [line["model_version"] for line in out] == [None] * 50 + [
+        1 + i // 50 for i in range(450)
+    ]
     stored = task.store.read()
     np.testing.assert_array_equal(stored.estimator().coef_, alone.coef_)
     meta = stored.meta
@@ -164,7 +173,9 @@ def test_a_learner_that_fails_in_the_stream_stops_the_job_in_a_sentence(loop, ta
     feed(task, 0, 10)
     monkeypatch.setattr(task.learner._last, "eta0", None)  # as a fault in an estimator may
     monkeypatch.setattr(task.learner._last, "alpha", None)
-    with pytest.raises(StopJob, match=r"LEARNER sgd fails on the samples .* offset 10 to .* offset 19"):
+    with pytest.raises(
+        StopJob, match=r"LEARNER sgd fails on the samples .* offset 10 to .* offset 19"
+    ):
         feed(task, 10, 20)
     assert task.store.read().meta.progress == {0: 10}
 
@@ -212,7 +223,10 @@ def test_bad_messages_move_progress_and_counts_and_leave_the_model_as_it_is(loop
     out = feed(task, 50, 53)
     after = task.store.read()
     assert [line["reason"].split(":")[0] for line in out] == [
-        "The message is not JSON", "The message is empty.", "The message has no value (a tombstone)."]  # fmt: skip
+        "The message is not JSON",
+        "The message is empty.",
+        "The message has no value (a tombstone).",
+    ]
     assert [line["offset"] for line in out] == [50, 51, 52]
     assert after.model == before.model
     assert (after.meta.samples, after.meta.rejected, after.meta.progress) == (50, 3, {0: 53})
@@ -289,7 +303,9 @@ def test_a_store_put_back_while_no_job_ran_catches_up_from_kafka_under_a_new_mod
     assert not any(line.get("replayed") for line in out)
 
 
-def test_a_store_put_back_while_the_job_runs_catches_up_from_kafka_under_a_new_model_id(loop, tasks):
+def test_a_store_put_back_while_the_job_runs_catches_up_from_kafka_under_a_new_model_id(
+    loop, tasks
+):
     send(loop, 0, 300)
     task = tasks()
     feed(task, 0, 100)
@@ -321,7 +337,9 @@ def test_a_store_older_than_the_consumer_group_writes_under_a_new_model_id(loop,
 
 
 def test_offsets_without_records_are_no_gap(loop, tasks):
-    producer = KafkaProducer(**loop.settings.kafka_client(), transactional_id=loop.settings.input_topic)
+    producer = KafkaProducer(
+        **loop.settings.kafka_client(), transactional_id=loop.settings.input_topic
+    )
     producer.init_transactions()
     for i in range(4):  # each transaction leaves a marker: samples at 0..2, 4..6, 8..10, 12..14
         producer.begin_transaction()
@@ -352,7 +370,9 @@ def test_an_open_transaction_is_not_read_into_a_gap(loop, tasks):
     send(loop, 0, 10)
     task = tasks()
     feed(task, 0, 10)
-    producer = Producer(loop.settings.confluent_client() | {"transactional.id": loop.settings.input_topic})
+    producer = Producer(
+        loop.settings.confluent_client() | {"transactional.id": loop.settings.input_topic}
+    )
     producer.init_transactions(30)
     producer.begin_transaction()
     producer.produce(loop.settings.input_topic, DIGITS.sample(X[0], Y[0]))
@@ -414,7 +434,9 @@ def test_an_accepted_model_refuses_a_flink_that_begins_later(loop, tasks):
     accept(loop)
     newer = new_submission(ModelStore(loop.settings))
     second = tasks(newer)
-    with pytest.raises(StopJob, match=r"begins at offset 50 .* go on from 0.* Submit the job again without -s"):
+    with pytest.raises(
+        StopJob, match=r"begins at offset 50 .* go on from 0.* Submit the job again without -s"
+    ):
         feed(second, 50, 100)
     second.close()
     third = tasks(newer)
@@ -423,7 +445,9 @@ def test_an_accepted_model_refuses_a_flink_that_begins_later(loop, tasks):
 
 
 def accept(loop: Stack) -> None:
-    done = subprocess.run([sys.executable, "admin.py", "model", "accept", "--yes"], cwd=HERE, env=loop.env)
+    done = subprocess.run(
+        [sys.executable, "admin.py", "model", "accept", "--yes"], cwd=HERE, env=loop.env
+    )
     assert done.returncode == 0
 
 
@@ -507,7 +531,8 @@ def test_samples_that_retention_deleted_unread_stop_the_running_job_with_a_sente
     feed(task, 0, 20)
     delete_records(loop, 60)
     with pytest.raises(
-        StopJob, match=r"begins at offset 60, but the next sample to learn is 20: retention has deleted 40"
+        StopJob,
+        match=r"begins at offset 60, but the next sample to learn is 20: retention has deleted 40",
     ):
         feed(task, 60, 100)
     assert task.store.read().meta.progress == {0: 20}
@@ -549,7 +574,9 @@ def test_a_topic_made_anew_stops_the_next_start_with_a_sentence(loop, tasks):
     task.close()
     remake_topic(loop)
     send(loop, 0, 100)
-    with pytest.raises(StopJob, match=r"was deleted and made again .* python admin.py model accept"):
+    with pytest.raises(
+        StopJob, match=r"was deleted and made again .* python admin.py model accept"
+    ):
         tasks()
 
 
@@ -594,14 +621,18 @@ def test_an_emptied_redis_stops_the_running_job_with_a_sentence(loop, tasks):
         feed(task, 50, 100)
 
 
-def test_an_emptied_redis_stops_the_next_start_with_a_sentence_until_it_is_cleared_on_purpose(loop, tasks):
+def test_an_emptied_redis_stops_the_next_start_with_a_sentence_until_it_is_cleared_on_purpose(
+    loop, tasks
+):
     send(loop, 0, 100)
     task = tasks()
     feed(task, 0, 50)
     task.close()
     commit_group(loop, 50)
     task.store.redis.delete(*task.store.keys)
-    with pytest.raises(StopJob, match=r"put the model back from a backup, or start over on purpose"):
+    with pytest.raises(
+        StopJob, match=r"put the model back from a backup, or start over on purpose"
+    ):
         tasks()
     task.store.clear()
     feed(tasks(), 50, 100)
@@ -618,7 +649,9 @@ def test_an_emptied_redis_is_noticed_also_when_kafka_has_forgotten_the_group(loo
     task.close()
     task.store.redis.delete(*task.store.keys)
     assert task.log.committed() == {}
-    with pytest.raises(StopJob, match=r"digit_predict-\w+ holds its outputs: put the model back .*redis_clear\.py"):
+    with pytest.raises(
+        StopJob, match=r"digit_predict-\w+ holds its outputs: put the model back .*redis_clear\.py"
+    ):
         tasks()
     task.store.clear()
     feed(tasks(), 0, 100)
@@ -705,7 +738,9 @@ def test_a_batch_waits_for_a_redis_that_is_away_and_is_learned_once(parts, loop,
     assert task.store.read().meta.samples == 50
 
 
-def test_a_redis_that_stays_away_fails_the_task_with_a_sentence_and_loses_nothing(loop, tasks, monkeypatch):
+def test_a_redis_that_stays_away_fails_the_task_with_a_sentence_and_loses_nothing(
+    loop, tasks, monkeypatch
+):
     monkeypatch.setattr("loop.model_store.RETRY_SECONDS", 0.5)
     send(loop, 0, 100)
     task = tasks()
@@ -723,12 +758,16 @@ def test_a_redis_that_stays_away_fails_the_task_with_a_sentence_and_loses_nothin
 def test_another_learner_than_the_stored_one_stops_the_job_with_a_sentence(parts, loop, tasks):
     send(loop, 0, 50)
     feed(tasks(), 0, 50)
-    other = parts.named(learner="default", model_key=loop.settings.model_key, input_topic=loop.settings.input_topic)
+    other = parts.named(
+        learner="default", model_key=loop.settings.model_key, input_topic=loop.settings.input_topic
+    )
     with pytest.raises(StopJob, match=r"LEARNER=sgd, this job has LEARNER=default"):
         tasks(settings=other.settings)
 
 
 def test_a_wrong_redis_password_stops_the_job_with_a_sentence(loop, tasks):
-    wrong = loop.settings.model_copy(update={"redis_password": type(loop.settings.redis_password)("wrong")})
+    wrong = loop.settings.model_copy(
+        update={"redis_password": type(loop.settings.redis_password)("wrong")}
+    )
     with pytest.raises(StopJob, match="refuses the password"):
         tasks(settings=wrong)

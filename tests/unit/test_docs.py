@@ -10,9 +10,16 @@ import pytest
 from benchmarks.pages import pages
 from settings import HERE
 
-DOCS = [HERE / "README.md", HERE / "CONTRIBUTING.md", HERE / "SECURITY.md", *sorted((HERE / "docs").glob("*.md"))]
+DOCS = [
+    HERE / "README.md",
+    HERE / "CONTRIBUTING.md",
+    HERE / "SECURITY.md",
+    *sorted((HERE / "docs").glob("*.md")),
+]
 TEXT = "\n".join(path.read_text() for path in DOCS)
-CODE = "\n".join(re.findall(r"```.*?```", TEXT, re.DOTALL)) + "\n".join(re.findall(r"`[^`\n]+`", TEXT))
+CODE = "\n".join(re.findall(r"```.*?```", TEXT, re.DOTALL)) + "\n".join(
+    re.findall(r"`[^`\n]+`", TEXT)
+)
 GROUPS = ("admin.py",)  # whose words are commands
 
 
@@ -49,22 +56,32 @@ def test_every_option_it_names_is_there():
         group = (script, words.strip() if script in GROUPS else "")
         if group not in asked:
             call = [sys.executable, script, *group[1].split(), "--help"]
-            asked[group] = subprocess.run(call, cwd=HERE, capture_output=True, text=True, check=True, timeout=60).stdout
+            asked[group] = subprocess.run(
+                call, cwd=HERE, capture_output=True, text=True, check=True, timeout=60
+            ).stdout
         for option in re.findall(r" (--[a-z-]+)", rest):
             assert option in asked[group], f"{script} {option}"
 
 
 def links() -> list[tuple[Path, str, str]]:
     """Return each relative link with its page and anchor."""
-    found = [(path, link) for path in DOCS for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text())]
-    return [(path, *link.partition("#")[::2]) for path, link in found if not link.startswith("http")]
+    found = [
+        (path, link) for path in DOCS for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text())
+    ]
+    return [
+        (path, *link.partition("#")[::2]) for path, link in found if not link.startswith("http")
+    ]
 
 
-@pytest.mark.parametrize(("page", "link", "anchor"), links(), ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(
+    ("page", "link", "anchor"), links(), ids=lambda value: getattr(value, "name", value)
+)
 def test_every_relative_link_and_anchor_resolves(page, link, anchor):
     target = (page.parent / link).resolve() if link else page
     assert target.exists()
     if anchor:
         headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
-        anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        anchors = {
+            re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+        }
         assert anchor in anchors

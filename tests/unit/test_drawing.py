@@ -16,7 +16,9 @@ ZERO = '<ellipse cx="50" cy="50" rx="25" ry="40" fill="none" stroke="black" stro
 
 
 def encoded(inside: str, attributes: str = 'viewBox="0 0 100 100"') -> str:
-    return base64.b64encode(f'<svg xmlns="http://www.w3.org/2000/svg" {attributes}>{inside}</svg>'.encode()).decode()
+    return base64.b64encode(
+        f'<svg xmlns="http://www.w3.org/2000/svg" {attributes}>{inside}</svg>'.encode()
+    ).decode()
 
 
 def seen(inside: str) -> np.ndarray:
@@ -58,7 +60,10 @@ def test_a_slanted_one_is_set_upright(slant):
 
 
 def test_a_dot_stays_a_dot():
-    for dot in ('<circle cx="30" cy="30" r="4"/>', '<polyline points="30,30" stroke="black" stroke-width="9"/>'):
+    for dot in (
+        '<circle cx="30" cy="30" r="4"/>',
+        '<polyline points="30,30" stroke="black" stroke-width="9"/>',
+    ):
         x = seen(dot)
         assert x.sum() > 0
         assert x[:2].sum() == x[6:].sum() == x[:, :2].sum() == x[:, 6:].sum() == 0
@@ -70,7 +75,9 @@ def test_a_slip_beside_a_digit_is_not_part_of_it():
 
 
 def test_several_strokes_are_one_digit():
-    crossed = seen(SEVEN + '<line x1="35" y1="50" x2="75" y2="50" stroke="black" stroke-width="8"/>')
+    crossed = seen(
+        SEVEN + '<line x1="35" y1="50" x2="75" y2="50" stroke="black" stroke-width="8"/>'
+    )
     assert crossed.sum() > seen(SEVEN).sum() + 30
 
 
@@ -99,13 +106,19 @@ def test_a_data_url_a_doctype_and_a_form_that_was_not_encoded_are_read_too():
     doctype = '<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "http://www.w3.org/Graphics/SVG/1.1/DTD/svg11.dtd">'
     whole = f'<?xml version="1.0" encoding="UTF-8" standalone="no"?>{doctype}{plain}'
     text = base64.b64encode(whole.encode()).decode()
-    for sent in (text, "data:image/svg+xml;base64," + text, ("image/svg+xml;base64," + text).replace("+", " ")):
+    for sent in (
+        text,
+        "data:image/svg+xml;base64," + text,
+        ("image/svg+xml;base64," + text).replace("+", " "),
+    ):
         assert (features(sent) == features(encoded(SEVEN))).all()
 
 
 BILLION_LAUGHS = (
     '<!DOCTYPE svg [<!ENTITY a "ha">'
-    + "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    + "".join(
+        f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    )
     + "]><svg><title>&i;</title></svg>"
 )
 
@@ -123,7 +136,10 @@ BAD = {
     "UTF-16": (b64(f"<svg>{ONE}</svg>".encode("utf-16")), "UTF-8"),
     "a gzip bomb": (b64(gzip.compress(b"<svg>" + b" " * 50_000_000)), "UTF-8"),
     "billion laughs": (b64(BILLION_LAUGHS), "entities"),
-    "an external entity": (b64('<!DOCTYPE svg SYSTEM "file:///etc/passwd"><svg/>'), "document type"),
+    "an external entity": (
+        b64('<!DOCTYPE svg SYSTEM "file:///etc/passwd"><svg/>'),
+        "document type",
+    ),
     "an empty drawing": (encoded(""), "empty"),
     "white ink": (encoded('<path d="M0 0L9 9" stroke="white" fill="none"/>'), "empty"),
     "an image": (encoded('<image href="file:///etc/passwd" width="9" height="9"/>'), "refers"),
@@ -132,7 +148,10 @@ BAD = {
     "a script": (encoded("<script>alert(1)</script>"), "script"),
     "an event": (encoded('<path d="M0 0L9 9" onload="alert(1)"/>'), "refers"),
     "a style sheet": (encoded("<style>@import url(http://127.0.0.1/)</style>"), "style"),
-    "a style that loads": (encoded('<path d="M0 0L9 9" style="fill:url(http://127.0.0.1/#a)"/>'), "refers"),
+    "a style that loads": (
+        encoded('<path d="M0 0L9 9" style="fill:url(http://127.0.0.1/#a)"/>'),
+        "refers",
+    ),
     "foreign content": (encoded("<foreignObject/>"), "foreignObject"),
     "hidden definitions": (encoded("<defs><path d='M0 0'/></defs>"), "definitions"),
     "huge coordinates": (encoded('<path d="M0 0L1e30 9" stroke="black"/>'), "larger"),
@@ -144,10 +163,19 @@ BAD = {
     "half a path": (encoded('<path d="M0 0L9"/>'), "path"),
     "a path without a start": (encoded('<path d="L9 9"/>'), "path"),
     "a transform of words": (encoded(f'<g transform="scale(big)">{ONE}</g>'), "transform"),
-    "a transform that explodes": (encoded("<g transform='scale(99999)'>" * 5 + ONE + "</g>" * 5), "too large"),
+    "a transform that explodes": (
+        encoded("<g transform='scale(99999)'>" * 5 + ONE + "</g>" * 5),
+        "too large",
+    ),
     "50,000 points": (encoded(f'<path d="M0 0{"L1 1" * 50_000}" stroke="black"/>'), "points"),
-    "50,000 points in a line": (encoded(f'<polyline points="{"1,1 " * 50_000}" stroke="black"/>'), "points"),
-    "5,000 strokes": (encoded(f'<path d="{"M1 1L2 2" * 4_900}" stroke="black" fill="none"/>'), "strokes"),
+    "50,000 points in a line": (
+        encoded(f'<polyline points="{"1,1 " * 50_000}" stroke="black"/>'),
+        "points",
+    ),
+    "5,000 strokes": (
+        encoded(f'<path d="{"M1 1L2 2" * 4_900}" stroke="black" fill="none"/>'),
+        "strokes",
+    ),
     "5,000 elements": (encoded("<g/>" * 5_000), "elements"),
     "deep groups": (encoded("<g>" * 100 + ONE + "</g>" * 100), "deep"),
     "a long transform": (encoded(f'<g transform="{"1" * 100_000}">{ONE}</g>'), "transform"),
@@ -174,7 +202,9 @@ number = (
     | st.sampled_from(["", "-", "1e", "+.5"])
 )
 command = st.builds(
-    lambda op, n: op + " ".join(n), st.sampled_from("MmLlHhVvCcSsQqTtAaZzx"), st.lists(number, max_size=8)
+    lambda op, n: op + " ".join(n),
+    st.sampled_from("MmLlHhVvCcSsQqTtAaZzx"),
+    st.lists(number, max_size=8),
 )
 shape = st.builds(
     lambda name, key, value, more: f'<{name} {key}="{value}" stroke="{more}" stroke-width="3"/>',

@@ -44,10 +44,16 @@ def seen(body: str, attributes: str = VIEW) -> np.ndarray:
 
 def oval(rx: float, ry: float, way: int = 1) -> str:
     turn = [way * 2 * math.pi * i / 40 for i in range(40)]
-    return "M" + "L".join(f"{170 + rx * math.cos(t):.1f} {170 + ry * math.sin(t):.1f}" for t in turn) + "Z"
+    return (
+        "M"
+        + "L".join(f"{170 + rx * math.cos(t):.1f} {170 + ry * math.sin(t):.1f}" for t in turn)
+        + "Z"
+    )
 
 
-LIMIT = 0.2  # seconds of CPU: 0.1 on a quiet core, and two workers of tests share their cores' caches
+LIMIT = (
+    0.2  # seconds of CPU: 0.1 on a quiet core, and two workers of tests share their cores' caches
+)
 
 SAME = {
     # numbers
@@ -111,7 +117,14 @@ SAME = {
 SAME |= {
     f"on {paper}": f'<rect width="340" height="340" fill="{paper}"/>{PEN}'
     for paper in (
-        *("white", "#fafafa", "#FFFFFFFF", "rgb(100%,100%,100%)", "rgb(100% 100% 100% / 1)", "hsl(0, 0%, 98%)"),
+        *(
+            "white",
+            "#fafafa",
+            "#FFFFFFFF",
+            "rgb(100%,100%,100%)",
+            "rgb(100% 100% 100% / 1)",
+            "hsl(0, 0%, 98%)",
+        ),
         *("ivory", "#ffe", "#0000", "lightyellow", "rgba(255,255,255,.5)", "hwb(0 97% 0%)"),
     )
 }
@@ -122,7 +135,8 @@ SAME |= {
     f'<rect width="340" height="340" fill="url(#g)"/>{WHITE_PEN.replace("#fff", "yellow")}',
     "a page with a border": f'<rect x="1" y="1" width="338" height="338" fill="#fff" stroke="#000"/>{PEN}',
     "a page in a page": f'<rect width="340" height="340" fill="#333"/><rect x="20" y="20" width="300" height="300" fill="#fff"/>{PEN}',
-    "ruled paper": "".join(f'<path d="M0 {y}H340" stroke="#e5e5e5"/>' for y in range(0, 340, 20)) + PEN,
+    "ruled paper": "".join(f'<path d="M0 {y}H340" stroke="#e5e5e5"/>' for y in range(0, 340, 20))
+    + PEN,
     "a page over a scribble": f'<path d="M9 9L99 300" stroke="#000"/><rect width="340" height="340" fill="#fff"/>{PEN}',
     "white beside the digit": f'{PEN}<circle cx="300" cy="300" r="20" fill="#fff"/>',
     "a slip as a dot": f'{PEN}<circle cx="300" cy="200" r="4"/>',
@@ -158,7 +172,8 @@ def sent() -> dict[str, str]:
     assert text.endswith("+")
     lines = "\n".join(text[i : i + 76] for i in range(0, len(text), 76)) + "\n"
     return {
-        "a form with blanks for +": "image/svg+xml;base64,".replace("+", " ") + text.replace("+", " "),
+        "a form with blanks for +": "image/svg+xml;base64,".replace("+", " ")
+        + text.replace("+", " "),
         "only base64 with blanks for +": text.replace("+", " "),
         "lines of 76": lines,
         "lines of 76 with CRLF": lines.replace("\n", "\r\n"),
@@ -167,7 +182,8 @@ def sent() -> dict[str, str]:
         "without padding": b64(plain + " ").rstrip("="),
         "encoded twice": text.replace("+", "%2B"),
         "utf8": "data:image/svg+xml;utf8," + plain,
-        "percent-encoded": "data:image/svg+xml," + plain.replace("<", "%3C").replace("#", "%23").replace('"', "%22"),
+        "percent-encoded": "data:image/svg+xml,"
+        + plain.replace("<", "%3C").replace("#", "%23").replace('"', "%22"),
         "with its charset": "data:image/svg+xml;charset=utf-8;base64," + text,
         "the text itself": plain,
     }
@@ -224,14 +240,18 @@ def test_rounded_rectangles_are_round():
 @pytest.mark.parametrize("step", [2, 4, 9])
 @pytest.mark.parametrize("order", ["as drawn", "shuffled", "turned round"])
 def test_one_segment_per_element_is_the_whole_stroke(step, order):
-    points = [(50 + step * i, 50) for i in range(120 // step + 1)] + [(170 - 25 * i, 50 + 65 * i) for i in range(1, 4)]
+    points = [(50 + step * i, 50) for i in range(120 // step + 1)] + [
+        (170 - 25 * i, 50 + 65 * i) for i in range(1, 4)
+    ]
     look = 'fill="none" stroke="black" stroke-linecap="round"'
     pairs = list(pairwise(points))
     if order == "turned round":
         pairs = [(b, a) for a, b in pairs]
     if order == "shuffled":
         np.random.default_rng(0).shuffle(pairs)
-    whole = seen(f'<polyline {look} stroke-width="4" points="{" ".join(f"{x},{y}" for x, y in points)}"/>')
+    whole = seen(
+        f'<polyline {look} stroke-width="4" points="{" ".join(f"{x},{y}" for x, y in points)}"/>'
+    )
     parts = "".join(
         f'<path {look} stroke-width="{3 + i % 3}" d="M {a[0]},{a[1]} L {b[0]},{b[1]}"/>'
         for i, (a, b) in enumerate(pairs)
@@ -255,7 +275,10 @@ REFUSED = {
     "use in circles": ('<g id="a"><use href="#a"/></g>', "nested"),
     "nested use": (
         '<defs><g id="a"><path d="M1 1L9 9" stroke="#000"/></g>'
-        + "".join(f'<g id="{b}">{USE.format(a) * 10}</g>' for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+        + "".join(
+            f'<g id="{b}">{USE.format(a) * 10}</g>'
+            for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        )
         + '</defs><use href="#i"/>',
         "elements",
     ),
@@ -264,7 +287,9 @@ REFUSED = {
     "many rules for many": ("<style>" + "*{fill:none}" * 60 + "</style>" + PEN * 400, "rules"),
     "a long style": (f'<path d="{D}" style="{"a:b;" * 5_000}"/>', "style"),
     "many areas": (
-        "".join(f'<circle cx="{i}" cy="{i}" r="80" stroke="#fff" stroke-width="9"/>' for i in range(400)),
+        "".join(
+            f'<circle cx="{i}" cy="{i}" r="80" stroke="#fff" stroke-width="9"/>' for i in range(400)
+        ),
         "areas",
     ),
     "definitions alone": (f"<defs>{PEN}</defs>", "definitions"),
@@ -294,11 +319,14 @@ def heavy() -> dict[str, str]:
         "a scribble with a wide pen": f'<path stroke="#000" stroke-width="60" d="M{scribble}"/>',
         "curves": f'<path d="M0 0C{scribble}" {LOOK}/>',
         "filled curves": f'<path d="M0 0Q{scribble}" stroke="#000"/>',
-        "many strokes": "".join(f'<line x1="{a}" y1="{b}" x2="{b}" y2="{a}" {LOOK}/>' for a, b in some),
+        "many strokes": "".join(
+            f'<line x1="{a}" y1="{b}" x2="{b}" y2="{a}" {LOOK}/>' for a, b in some
+        ),
         "many segments": "".join(f'<path d="M{a} {b}l1 1" {LOOK}/>' for a, b in some),
         "many dots": "".join(f'<circle cx="{a}" cy="{b}" r="9"/>' for a, b in some),
         "many rectangles": "".join(
-            f'<rect width="{300 + i}" height="{300 + i}" fill="rgb({i % 256},0,0)"/>' for i in range(490)
+            f'<rect width="{300 + i}" height="{300 + i}" fill="rgb({i % 256},0,0)"/>'
+            for i in range(490)
         ),
         "an eraser's scribble": f'<path d="M9 9L290 290" {LOOK}/><path d="M{scribble}" {LOOK.replace("#000", "#fff")}/>',
     }
@@ -320,8 +348,14 @@ def test_any_drawing_is_answered_within_100_ms(name):
 def test_svglib_and_reportlab_read_and_draw_what_is_no_polyline(monkeypatch):
     read, drew = [], []
     render, canvas = drawing_svg.SvgRenderer.render, drawing.renderPM.PMCanvas
-    monkeypatch.setattr(drawing_svg.SvgRenderer, "render", lambda self, tree: read.append(1) or render(self, tree))
-    monkeypatch.setattr(drawing.renderPM, "PMCanvas", lambda *args, **kwargs: drew.append(1) or canvas(*args, **kwargs))
+    monkeypatch.setattr(
+        drawing_svg.SvgRenderer, "render", lambda self, tree: read.append(1) or render(self, tree)
+    )
+    monkeypatch.setattr(
+        drawing.renderPM,
+        "PMCanvas",
+        lambda *args, **kwargs: drew.append(1) or canvas(*args, **kwargs),
+    )
     seen(f'<polyline points="60,60 250,60 130,300" {LOOK}/>')
     assert (len(read), len(drew)) == (0, 1)
     seen(f'<path d="M60 60C90 60 120 70 250 60S130 200 130 300" {LOOK}/>')
@@ -350,7 +384,10 @@ path = st.builds(
     st.lists(
         st.builds(lambda c, p: f"{c}{p[0]} {p[1]}", st.just("L"), st.tuples(place, place))
         | st.builds(lambda p: "Q{} {} {} {}".format(*p), st.tuples(place, place, place, place))
-        | st.builds(lambda p: "C{} {} {} {} {} {}".format(*p), st.tuples(place, place, place, place, place, place))
+        | st.builds(
+            lambda p: "C{} {} {} {} {} {}".format(*p),
+            st.tuples(place, place, place, place, place, place),
+        )
         | st.builds(lambda p: "S{} {} {} {}".format(*p), st.tuples(place, place, place, place))
         | st.builds(lambda p: "T{} {}".format(*p), st.tuples(place, place))
         | st.builds(
@@ -371,7 +408,12 @@ body = st.one_of(
     st.builds('<circle cx="{}" cy="{}" r="{}"'.format, place, place, size),
     st.builds('<ellipse cx="{}" cy="{}" rx="{}" ry="{}"'.format, place, place, size, size),
     st.builds(
-        '<rect x="{}" y="{}" width="{}" height="{}" rx="{}"'.format, place, place, size, size, st.integers(0, 20)
+        '<rect x="{}" y="{}" width="{}" height="{}" rx="{}"'.format,
+        place,
+        place,
+        size,
+        size,
+        st.integers(0, 20),
     ),
 )
 element = st.builds(
@@ -391,7 +433,9 @@ FRAME = '<path d="M4 4H96M4 96H96" stroke="#000" stroke-width="6"/>'  # so that 
 def rendered(text: str) -> np.ndarray:
     """Return the contrast with white that resvg gives each pixel, 400 x 400."""
     png = bytes(
-        resvg_py.svg_to_bytes(svg_string=text, width=400, height=400, background="white", skip_system_fonts=True)
+        resvg_py.svg_to_bytes(
+            svg_string=text, width=400, height=400, background="white", skip_system_fonts=True
+        )
     )
     return (255 - np.asarray(Image.open(BytesIO(png)).convert("RGB")).min(axis=2)) / 255
 
@@ -415,13 +459,13 @@ def painted(text: str) -> np.ndarray:
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(element, min_size=1, max_size=4).map("".join))
 def test_ink_and_paper_are_where_another_renderer_has_them(inside):
-    text = (
-        f'<svg {NS} viewBox="0 0 100 100"><g stroke-linecap="round" stroke-linejoin="round">{FRAME}{inside}</g></svg>'
-    )
+    text = f'<svg {NS} viewBox="0 0 100 100"><g stroke-linecap="round" stroke-linejoin="round">{FRAME}{inside}</g></svg>'
     ours = painted(text)
     contrast = rendered(text)
     theirs = contrast >= SHARE * contrast.max()
-    spare = np.ones((9, 9), np.uint8)  # a hundredth of the picture each way; small filled dots may be rounded
+    spare = np.ones(
+        (9, 9), np.uint8
+    )  # a hundredth of the picture each way; small filled dots may be rounded
     missing = cv2.erode(theirs.astype(np.uint8), spare).astype(bool) & ~ours
     extra = ours & ~cv2.dilate(theirs.astype(np.uint8), spare).astype(bool)
     assert missing.sum() + extra.sum() <= 160, (missing.sum(), extra.sum())

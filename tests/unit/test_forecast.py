@@ -50,7 +50,10 @@ def table(*rows: tuple) -> pd.DataFrame:
 
 def hours(day: str, n: int, count: int = 5) -> list[tuple]:
     start = pd.Timestamp(day, tz="UTC")
-    return [("east", "news", "one", (start + pd.Timedelta(hours=i)).isoformat(), count) for i in range(n)]
+    return [
+        ("east", "news", "one", (start + pd.Timedelta(hours=i)).isoformat(), count)
+        for i in range(n)
+    ]
 
 
 # --- the series ---
@@ -61,7 +64,9 @@ def test_the_hour_that_spring_skips_is_not_observed_and_the_one_that_autumn_repe
         _, day, _ = local_slots(NEW_YORK, start, 1)
         assert len(day) == day_hours
     _, _, hour = local_slots(NEW_YORK, date(2024, 11, 3), 1)
-    counts, seen = to_local(np.arange(25.0)[None], np.ones((1, 25), bool), NEW_YORK, date(2024, 11, 3), 1)
+    counts, seen = to_local(
+        np.arange(25.0)[None], np.ones((1, 25), bool), NEW_YORK, date(2024, 11, 3), 1
+    )
     assert list(hour[:4]) == [0, 1, 1, 2]
     assert counts[0, 0, 1] == 1.5
     assert seen.all()
@@ -82,7 +87,9 @@ def test_a_file_gives_back_the_series_that_was_written(operator, tmp_path):
 
 def test_an_outage_is_not_a_zero(tmp_path):
     table(*hours("2024-01-01", 96)).to_csv(tmp_path / "log.csv", index=False)
-    outages = pd.DataFrame({"region": ["east"], "from": ["2024-01-02 10:00Z"], "to": ["2024-01-02 12:30Z"]})
+    outages = pd.DataFrame(
+        {"region": ["east"], "from": ["2024-01-02 10:00Z"], "to": ["2024-01-02 12:30Z"]}
+    )
     series = load(tmp_path / "log.csv", "UTC", outages)
     assert list(np.flatnonzero(~series.observed[0].ravel())) == [34, 35, 36]
     outages["from"] = outages["to"] = "2020-01-01 00:00Z"
@@ -117,7 +124,10 @@ def test_each_bad_row_is_rejected_with_its_reason():
 def test_rows_out_of_order_and_of_another_offset_are_the_same_series(tmp_path):
     rows = hours("2024-01-01", 72)
     table(*rows).to_csv(tmp_path / "a.csv", index=False)
-    there = [(*row[:3], pd.Timestamp(row[3]).tz_convert("Asia/Kolkata").isoformat(), row[4]) for row in rows]
+    there = [
+        (*row[:3], pd.Timestamp(row[3]).tz_convert("Asia/Kolkata").isoformat(), row[4])
+        for row in rows
+    ]
     table(*there[::-1]).to_csv(tmp_path / "b.csv", index=False)
     a, b = (load(tmp_path / name, NEW_YORK) for name in ("a.csv", "b.csv"))
     assert a.start == b.start
@@ -129,10 +139,26 @@ def test_rows_out_of_order_and_of_another_offset_are_the_same_series(tmp_path):
     [
         (lambda path: path.write_text("a,b\n1,2\n"), "UTC", "has no column region"),
         (lambda path: None, "UTC", "can't be read"),
-        (lambda path: table(*hours("2024-01-01", 60)).to_csv(path, index=False), "Mars/Olympus", "no time zone"),
-        (lambda path: table(*hours("2024-01-01", 60)).to_csv(path, index=False), {"west": "UTC"}, "'east' has no time"),
-        (lambda path: table(*hours("2024-01-01", 5)).to_csv(path, index=False), "UTC", "no complete local day"),
-        (lambda path: table(*hours("2024-01-01", 5, count=-1)).to_csv(path, index=False), "UTC", "no row that can be"),
+        (
+            lambda path: table(*hours("2024-01-01", 60)).to_csv(path, index=False),
+            "Mars/Olympus",
+            "no time zone",
+        ),
+        (
+            lambda path: table(*hours("2024-01-01", 60)).to_csv(path, index=False),
+            {"west": "UTC"},
+            "'east' has no time",
+        ),
+        (
+            lambda path: table(*hours("2024-01-01", 5)).to_csv(path, index=False),
+            "UTC",
+            "no complete local day",
+        ),
+        (
+            lambda path: table(*hours("2024-01-01", 5, count=-1)).to_csv(path, index=False),
+            "UTC",
+            "no row that can be",
+        ),
     ],
 )
 def test_a_file_that_is_no_series_is_one_sentence(make, zones, sentence, tmp_path):
@@ -142,7 +168,9 @@ def test_a_file_that_is_no_series_is_one_sentence(make, zones, sentence, tmp_pat
 
 
 def test_unknown_keys_are_counted_and_left_out(tmp_path):
-    table(*hours("2024-01-01", 48), ("west", "x", "y", "2024-01-01T00:00Z", 1)).to_csv(tmp_path / "l.csv", index=False)
+    table(*hours("2024-01-01", 48), ("west", "x", "y", "2024-01-01T00:00Z", 1)).to_csv(
+        tmp_path / "l.csv", index=False
+    )
     known = pd.DataFrame({"region": ["east"], "network": ["news"], "station": ["one"]})
     series = load(tmp_path / "l.csv", "UTC", known=known)
     assert len(series.keys) == 1
@@ -155,7 +183,10 @@ def test_unknown_keys_are_counted_and_left_out(tmp_path):
 def test_trailing_sums_are_plain_sums():
     values = np.random.default_rng(0).random((2, 60, 3))
     for step, n in ((1, 7), (7, 4), (7, 13)):
-        plain = [values[:, [d - step * i for i in range(n) if d >= step * i]].sum(axis=1) for d in range(60)]
+        plain = [
+            values[:, [d - step * i for i in range(n) if d >= step * i]].sum(axis=1)
+            for d in range(60)
+        ]
         assert np.allclose(trailing_sum(values, step, n), np.stack(plain, 1), atol=1e-5)
 
 
@@ -172,7 +203,14 @@ def test_no_row_sees_past_its_origin(operator):
 
 def test_a_new_station_is_no_growth_of_its_network():
     series = Series(
-        pd.DataFrame({"region": ["a", "b"], "network": ["n", "n"], "station": ["s", "s"], "zone": ["UTC", "UTC"]}),
+        pd.DataFrame(
+            {
+                "region": ["a", "b"],
+                "network": ["n", "n"],
+                "station": ["s", "s"],
+                "zone": ["UTC", "UTC"],
+            }
+        ),
         date(2024, 1, 1),
         np.full((2, 200, 24), 10, np.float32),
         np.ones((2, 200, 24), bool),
@@ -189,7 +227,16 @@ def test_the_median_is_of_the_last_four_observed_same_weekdays():
         np.arange(40, dtype=np.float32)[None, :, None].repeat(24, 2),
         np.ones((1, 40, 24), bool),
     )
-    assert baselines.median(series, 35, 8)[0, :, 0].tolist() == [17.5, 18.5, 19.5, 20.5, 21.5, 22.5, 23.5, 17.5]
+    assert baselines.median(series, 35, 8)[0, :, 0].tolist() == [
+        17.5,
+        18.5,
+        19.5,
+        20.5,
+        21.5,
+        22.5,
+        23.5,
+        17.5,
+    ]
     series.observed[0, 28] = False
     assert baselines.median(series, 35, 1)[0, 0, 0] == 14
     assert baselines.mean(series, 35, 1)[0, 0, 0] == 14
@@ -197,7 +244,9 @@ def test_the_median_is_of_the_last_four_observed_same_weekdays():
 
 
 def test_a_score_counts_only_observed_cells_and_groups_are_sums():
-    keys = pd.DataFrame({"region": ["a", "a"], "network": ["n", "n"], "station": ["s", "t"], "zone": ["UTC"] * 2})
+    keys = pd.DataFrame(
+        {"region": ["a", "a"], "network": ["n", "n"], "station": ["s", "t"], "zone": ["UTC"] * 2}
+    )
     actual = np.full((2, 1, 24), 10.0)
     series = Series(keys, date(2024, 1, 1), actual.astype(np.float32), np.ones((2, 1, 24), bool))
     forecast = actual + np.array([1.0, -1.0])[:, None, None]
@@ -215,7 +264,10 @@ def test_thanksgiving_and_easter_are_where_the_calendar_has_them():
         "thanksgiving",
         "black_friday",
     ]
-    assert [calendar_us.easter(year) for year in (2024, 2025)] == [date(2024, 3, 31), date(2025, 4, 20)]
+    assert [calendar_us.easter(year) for year in (2024, 2025)] == [
+        date(2024, 3, 31),
+        date(2025, 4, 20),
+    ]
 
 
 # --- the model and its days ---
@@ -271,7 +323,9 @@ def test_a_day_without_its_file_or_without_its_yesterday_is_refused_with_a_sente
         moved.rename(where.day(later[0]))
 
 
-def test_a_new_station_joins_on_its_day_and_strangers_and_late_rows_are_counted(published, tmp_path):
+def test_a_new_station_joins_on_its_day_and_strangers_and_late_rows_are_counted(
+    published, tmp_path
+):
     where, later = published
     daily.update(where, later[0])
     path = where.day(later[1])
@@ -283,7 +337,10 @@ def test_a_new_station_joins_on_its_day_and_strangers_and_late_rows_are_counted(
     try:
         pd.concat([text, fresh, stranger, late]).to_parquet(path)
         update = daily.update(where, later[1])
-        assert update.manifest["rejects"] == {"region without a time zone": 1, "outside the days": 1}
+        assert update.manifest["rejects"] == {
+            "region without a time zone": 1,
+            "outside the days": 1,
+        }
         forecast = update.forecast()
         assert (forecast["station"] == "news_new").sum() == 2160
         daily.update(where, later[2])
@@ -295,13 +352,23 @@ def test_a_new_region_joins_on_its_day_once_its_zone_is_known(published):
     where, later = published
     path, zones = where.day(later[0]), where.operator.read_text()
     original = pd.read_parquet(path)
-    fresh = original.astype({"region": str, "network": str, "station": str}).iloc[:24].assign(region="atlantis")
+    fresh = (
+        original.astype({"region": str, "network": str, "station": str})
+        .iloc[:24]
+        .assign(region="atlantis")
+    )
     try:
         pd.concat([original, fresh]).to_parquet(path)
-        assert daily.update(where, later[0]).manifest["rejects"] == {"region without a time zone": 24}
-        where.operator.write_text(json.dumps({"zones": where.zones() | {"atlantis": "Atlantic/Azores"}}))
+        assert daily.update(where, later[0]).manifest["rejects"] == {
+            "region without a time zone": 24
+        }
+        where.operator.write_text(
+            json.dumps({"zones": where.zones() | {"atlantis": "Atlantic/Azores"}})
+        )
         update = daily.update(where, later[0])
-        assert sum(update.manifest["rejects"].values()) < 24  # hours that are another day in the Azores
+        assert (
+            sum(update.manifest["rejects"].values()) < 24
+        )  # hours that are another day in the Azores
         forecast = update.forecast()
         assert (forecast.loc[forecast["region"] == "atlantis", "expected"] >= 0).all()
         assert (forecast["region"] == "atlantis").sum() >= 2160

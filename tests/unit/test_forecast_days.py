@@ -19,7 +19,9 @@ from forecast.series import KEYS, BadInput, Series, clean, load, read_outages, r
 from forecast.simulate import Operator, simulate, write_log
 
 HOURS = pd.date_range("2026-03-01", periods=24 * 12, freq="h", tz="UTC")
-ROWS = pd.DataFrame({"region": "r0", "network": "n0", "station": "s0", "timestamp": HOURS, "count": 5})
+ROWS = pd.DataFrame(
+    {"region": "r0", "network": "n0", "station": "s0", "timestamp": HOURS, "count": 5}
+)
 NAMES = ["7", "007", "7.0", "NA", "None", "null", "nan", " x ", "True", "1e3"]
 
 
@@ -99,13 +101,19 @@ def test_a_day_has_the_keys_of_its_history(fresh):
     history = pd.read_parquet(where.history)
     zones = where.zones()
     number = {region: str(i) for i, region in enumerate(sorted(zones))}
-    where.operator.write_text('{"zones": {' + ", ".join(f'"{number[r]}": "{zones[r]}"' for r in zones) + "}}")
+    where.operator.write_text(
+        '{"zones": {' + ", ".join(f'"{number[r]}": "{zones[r]}"' for r in zones) + "}}"
+    )
     shutil.rmtree(where.published)
     where.outages.unlink()
     history["region"] = history["region"].astype(str).map(number)
     history.to_parquet(where.history)
     daily.initialise(where, force=True)
-    rewrite(where, later[0], lambda t: t.assign(region=t["region"].astype(str).map(number).astype(float)))
+    rewrite(
+        where,
+        later[0],
+        lambda t: t.assign(region=t["region"].astype(str).map(number).astype(float)),
+    )
     published = daily.update(where, later[0], force=True)
     assert set(published.manifest["keys"]["region"]) == set(number.values())
     assert not published.manifest["rejects"]
@@ -137,7 +145,9 @@ def test_a_row_far_outside_the_rest_is_a_reject(stray, tmp_path):
 
 
 def test_many_stray_rows_and_on_both_sides_are_rejects(tmp_path):
-    early = ROWS[:100].assign(timestamp=pd.Timestamp("1970-01-01", tz="UTC"), station=[*map(str, range(100))])
+    early = ROWS[:100].assign(
+        timestamp=pd.Timestamp("1970-01-01", tz="UTC"), station=[*map(str, range(100))]
+    )
     late = ROWS[:30].assign(timestamp=ROWS["timestamp"][:30] + pd.Timedelta(days=365))
     rows = pd.concat([early, ROWS, late])
     rows.to_parquet(tmp_path / "log.parquet")
@@ -149,7 +159,9 @@ def test_many_stray_rows_and_on_both_sides_are_rejects(tmp_path):
 def test_days_after_a_real_gap_and_a_sparse_log_are_kept(tmp_path):
     after = ROWS[:48].assign(timestamp=ROWS["timestamp"][:48] + pd.Timedelta(days=24))
     sundays = (
-        ROWS[:1].assign(timestamp=[pd.date_range("2026-01-04", periods=20, freq="7D", tz="UTC")]).explode("timestamp")
+        ROWS[:1]
+        .assign(timestamp=[pd.date_range("2026-01-04", periods=20, freq="7D", tz="UTC")])
+        .explode("timestamp")
     )
     for rows, days in ((pd.concat([ROWS, after]), 26), (sundays, 133)):
         rows.astype({"timestamp": "datetime64[s, UTC]"}).to_parquet(tmp_path / "log.parquet")
@@ -205,7 +217,9 @@ CUTS = {
     "until 15:00 UTC": lambda t: t[t["timestamp"].dt.hour.between(5, 15)],
     "two of five rows": lambda t: t[np.arange(len(t)) % 5 < 2],
     "a region is missing": lambda t: t[t["region"] != t["region"].iloc[-1]],
-    "a region ends early": lambda t: t[(t["region"] != t["region"].iloc[-1]) | (t["timestamp"].rank(pct=True) < 0.7)],
+    "a region ends early": lambda t: t[
+        (t["region"] != t["region"].iloc[-1]) | (t["timestamp"].rank(pct=True) < 0.7)
+    ],
 }
 
 
@@ -233,7 +247,9 @@ def test_hours_of_an_outage_are_not_missed(operator):
     counts[:, -1, 12:], observed[:, -1, 12:] = 0, False
     assert not completeness.lack(dataclasses.replace(series, counts=counts, observed=observed))
     observed[:, -1, 12:] = True
-    assert "from 12:00" in completeness.lack(dataclasses.replace(series, counts=counts, observed=observed))
+    assert "from 12:00" in completeness.lack(
+        dataclasses.replace(series, counts=counts, observed=observed)
+    )
 
 
 def test_a_history_whose_last_day_is_cut_short_is_refused(fresh):

@@ -17,7 +17,9 @@ def operator() -> Operator:
 LAST = list(VERSIONS)[-1]  # the one with every part
 
 
-@pytest.mark.parametrize("version", [*(pytest.param(v, marks=pytest.mark.long) for v in VERSIONS if v != LAST), LAST])
+@pytest.mark.parametrize(
+    "version", [*(pytest.param(v, marks=pytest.mark.long) for v in VERSIONS if v != LAST), LAST]
+)
 def test_every_version_learns_and_forecasts_2160_hours_of_each_key(operator, version):
     day = operator.series.days - 90
     features = Features(operator.series.until(day))
@@ -34,7 +36,11 @@ def test_als_factors_are_one_row_a_station_and_stay_as_they_are(operator):
     factors = search.als_factors(features, 8)
     assert factors.shape == (features.stations, 8)
     model = search.trained(features, 8, 1e-3, 256, als=True)
-    kept = [v for v in model.trainer.model.non_trainable_variables if v.shape == (features.stations + 1, 8)]
+    kept = [
+        v
+        for v in model.trainer.model.non_trainable_variables
+        if v.shape == (features.stations + 1, 8)
+    ]
     assert np.allclose(kept[0][:-1], factors)
 
 

@@ -21,7 +21,9 @@ def client(tmp_path):
 
 def published(root):
     keys = pd.DataFrame({"region": ["a"], "network": ["n"], "station": ["s"], "zone": ["UTC"]})
-    series = Series(keys, date(2024, 1, 1), np.full((1, 60, 24), 2, np.float32), np.ones((1, 60, 24), bool))
+    series = Series(
+        keys, date(2024, 1, 1), np.full((1, 60, 24), 2, np.float32), np.ones((1, 60, 24), bool)
+    )
     series.observed[0, -1] = False
     facts = {"parent": None, "kept": False, "errors": {"1-7": 12.5}}
     return publish(root, series, [np.zeros(3)], np.full((1, 90, 24), 3, np.float32), facts)
@@ -40,7 +42,11 @@ def test_a_keys_history_forecast_and_median_are_days_and_a_lost_day_is_null(clie
     pages, root = client
     made = published(root)
     keys = pages.get("/forecast/keys").json
-    assert (keys["keys"], keys["as_of"], keys["errors"]) == ([["a", "n", "s"]], "2024-02-29", {"1-7": 12.5})
+    assert (keys["keys"], keys["as_of"], keys["errors"]) == (
+        [["a", "n", "s"]],
+        "2024-02-29",
+        {"1-7": 12.5},
+    )
     assert keys["model"] == made.manifest["model"]
     data = pages.get("/forecast/data?region=a&network=n&station=s").json
     assert data["history"] == [48.0] * 55 + [None]

@@ -23,8 +23,17 @@ def small(tmp_path_factory: pytest.TempPathFactory):
     patch.setattr(measure, "UPDATES", 2)
     patch.setattr(measure, "FINE_TUNES", 2)
     patch.setattr(baselines, "LightGBM", functools.partial(baselines.LightGBM, trees=10))
-    arguments = ["--cells", "300000", "--steps", "days,accuracy,fine_tunes", "--output", str(folder / "figures.json")]
-    done = CliRunner().invoke(report.main, [*arguments, "--plots", str(folder)], catch_exceptions=False)
+    arguments = [
+        "--cells",
+        "300000",
+        "--steps",
+        "days,accuracy,fine_tunes",
+        "--output",
+        str(folder / "figures.json"),
+    ]
+    done = CliRunner().invoke(
+        report.main, [*arguments, "--plots", str(folder)], catch_exceptions=False
+    )
     patch.undo()
     assert done.exit_code == 0
     return json.loads((folder / "figures.json").read_text()), done.output, folder
@@ -33,18 +42,27 @@ def small(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.long
 def test_the_report_holds_every_figure_that_is_asked_of_it(small):
     figures, said, folder = small
-    names = {f"{model}{figure}" for model in ("", "median_", "lightgbm_", "oracle_") for figure in ("avg_mape", "wape")}
+    names = {
+        f"{model}{figure}"
+        for model in ("", "median_", "lightgbm_", "oracle_")
+        for figure in ("avg_mape", "wape")
+    }
     assert names | {"cold_start_s", "daily_s"} <= set(figures)
     assert len(figures["daily_seconds"]) == 2
     assert "| cold start, s | <= 30 |" in said
     assert "| sort-merge over broadcast | >= 2.5 | not measured |" in said
-    assert {path.name for path in folder.glob("*.png")} == {"forecast-days.png", "forecast-errors.png"}
+    assert {path.name for path in folder.glob("*.png")} == {
+        "forecast-days.png",
+        "forecast-errors.png",
+    }
 
 
 @pytest.mark.long
 def test_what_was_published_is_what_the_same_training_forecasts(small):
     figures, _, _ = small
-    assert figures["published"]["wape"] == pytest.approx(figures["synthetic"]["v5"]["wape"], abs=0.5)
+    assert figures["published"]["wape"] == pytest.approx(
+        figures["synthetic"]["v5"]["wape"], abs=0.5
+    )
     assert figures["wape"] < figures["median_wape"]
 
 
@@ -56,11 +74,18 @@ def test_a_fine_tune_learns_from_few_rows_and_every_model_of_the_comparison_is_s
 
 
 def test_a_missed_goal_is_said_with_its_horizon():
-    rows = {name: {"horizon": {"1-7": {"avg_mape": e, "wape": e}, "8-30": {"avg_mape": 5.0, "wape": 5.0}}}
-            for name, e in (("v5", 4.0), ("lightgbm", 6.0), ("lightgbm_same_inputs", 3.0))}  # fmt: skip
+    rows = {
+        name: {
+            "horizon": {"1-7": {"avg_mape": e, "wape": e}, "8-30": {"avg_mape": 5.0, "wape": 5.0}}
+        }
+        for name, e in (("v5", 4.0), ("lightgbm", 6.0), ("lightgbm_same_inputs", 3.0))
+    }
     said = report.goals({"flights": rows, "daily_s": 9.5})
     assert "| daily update, forecast and Parquet, s | <= 3 | 9.5 | missed |" in said
-    assert "LightGBM, lags and calendar: flights from New York in 2013 | each horizon | not at 8-30 days" in said
+    assert (
+        "LightGBM, lags and calendar: flights from New York in 2013 | each horizon | not at 8-30 days"
+        in said
+    )
     assert report.lost_to(rows, "lightgbm_same_inputs")[0] == "1-7 days (average MAPE)"
 
 
@@ -68,7 +93,9 @@ def test_an_unknown_step_is_refused():
     assert "the steps are days" in CliRunner().invoke(report.main, ["--steps", "dayz"]).output
 
 
-@pytest.mark.skipif(not FIGURES.exists(), reason="needs benchmarks/results/forecast.json: make forecast writes it")
+@pytest.mark.skipif(
+    not FIGURES.exists(), reason="needs benchmarks/results/forecast.json: make forecast writes it"
+)
 def test_the_readme_shows_the_tables_of_the_measured_figures():
     readme = (HERE / "forecast" / "README.md").read_text()
     for title, part in report.text(json.loads(FIGURES.read_text())).items():

@@ -32,7 +32,10 @@ def digit_learner() -> DigitLearner:
 
 def changed_pages(before: bytes, after: bytes) -> int:
     assert len(before) == len(after)
-    return sum(before[i : i + STATE_PAGE] != after[i : i + STATE_PAGE] for i in range(0, len(after), STATE_PAGE))
+    return sum(
+        before[i : i + STATE_PAGE] != after[i : i + STATE_PAGE]
+        for i in range(0, len(after), STATE_PAGE)
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,10 @@ def changed_pages(before: bytes, after: bytes) -> int:
         ("no_such_module:learner", "can't be imported"),
         ("tests.unit.learners:missing", "can't be imported"),
         (":learner", "can't be imported"),
-        ("tests.unit.learners:batch_only", "LogisticRegression, which can't learn one batch at a time"),
+        (
+            "tests.unit.learners:batch_only",
+            "LogisticRegression, which can't learn one batch at a time",
+        ),
         ("tests.unit.learners:refused_a_class", "gives the class SGDClassifier, not an estimator"),
         ("tests.unit.learners:refused_a_class_as_a_step", "gives the class StandardScaler"),
         ("tests.unit.learners:refused_in_place", "changes the samples"),
@@ -67,7 +73,9 @@ def test_what_the_first_batches_would_refuse_is_refused_at_once(kind):
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("name", ["tests.unit.learners:instance", "tests.unit:missing", "tests.unit.broken:x"])
+@pytest.mark.parametrize(
+    "name", ["tests.unit.learners:instance", "tests.unit:missing", "tests.unit.broken:x"]
+)
 def test_a_name_that_gives_no_factory_is_refused(name, tmp_path, monkeypatch):
     (tmp_path / "broken_learner.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -79,7 +87,11 @@ def test_a_name_that_gives_no_factory_is_refused(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("setting", "value", "said"),
     [
-        ("LEARNER", "tests.unit.learners:refused_balanced", "class_weight 'balanced' is not supported"),
+        (
+            "LEARNER",
+            "tests.unit.learners:refused_balanced",
+            "class_weight 'balanced' is not supported",
+        ),
         ("MESSAGE_FORMAT", "messages:orjson", "it must be a messages.Format"),
     ],
 )
@@ -157,7 +169,9 @@ def test_a_pipeline_learns_its_steps_along():
 def test_regression_needs_no_classes():
     learner = new_learner("sklearn.linear_model:SGDRegressor", None, 64)
     learner.learn(X[:300] / 16, Y[:300] / 10)
-    restarted = load_learner("sklearn.linear_model:SGDRegressor", None, 64, learner.model_bytes(), b"")
+    restarted = load_learner(
+        "sklearn.linear_model:SGDRegressor", None, 64, learner.model_bytes(), b""
+    )
     predicted = learner.predict(X[:5])
     assert predicted is not None
     assert predicted.tolist() == np.asarray(served(restarted).predict(X[:5])).tolist()
@@ -243,7 +257,9 @@ def test_distorted_digits_stay_digits():
 def test_a_stored_default_learner_of_another_version_is_refused_in_a_sentence():
     """The job and the page both unpickle through ``unpickle``, which says what to do."""
     for other in (DigitClassifier(CLASSES, np.zeros((401, 10), np.float32)), without_weights()):
-        with pytest.raises(ModelFormatError, match=r"another version of this project.*start over with"):
+        with pytest.raises(
+            ModelFormatError, match=r"another version of this project.*start over with"
+        ):
             unpickle(pickle.dumps(other), Meta())
 
 

@@ -26,11 +26,17 @@ from loop.model_store import Meta
 from settings import HERE, Settings, SettingsError
 from settings import settings as this_process_settings
 
-FAMILY = ["bash", "-c", "sleep 600 & echo $! > {child}; wait"]  # a process and a child that would outlive it
+FAMILY = [
+    "bash",
+    "-c",
+    "sleep 600 & echo $! > {child}; wait",
+]  # a process and a child that would outlive it
 
 
 def part(run_dir: Path, *argv: str, **given) -> Process:
-    return Process("Sleeper", list(argv), dict(os.environ), run_dir, **{"answers": lambda: True, **given})
+    return Process(
+        "Sleeper", list(argv), dict(os.environ), run_dir, **{"answers": lambda: True, **given}
+    )
 
 
 def family(run_dir: Path) -> tuple[Process, psutil.Process]:
@@ -85,7 +91,9 @@ def test_stopping_a_part_ends_its_children_too(tmp_path):
 
 
 def test_a_part_that_ignores_sigterm_is_killed_after_its_grace(tmp_path):
-    stubborn = part(tmp_path, "bash", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done", grace=0.5)
+    stubborn = part(
+        tmp_path, "bash", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done", grace=0.5
+    )
     stubborn.start()
     until(lambda: stubborn.log.read_text(), 30)
     stubborn.stop()
@@ -124,7 +132,10 @@ def test_a_stranger_with_the_pid_of_a_part_that_ended_is_left_alone(tmp_path):
 
 def test_a_log_that_grew_too_long_is_put_aside_and_goes_on(tmp_path):
     writer = part(
-        tmp_path, "bash", "-c", f"head -c {LOG_BYTES + 1} /dev/zero; read < {tmp_path / 'go'}; echo on; sleep 600"
+        tmp_path,
+        "bash",
+        "-c",
+        f"head -c {LOG_BYTES + 1} /dev/zero; read < {tmp_path / 'go'}; echo on; sleep 600",
     )
     os.mkfifo(tmp_path / "go")
     writer.start()
@@ -154,7 +165,9 @@ def test_a_disk_that_runs_no_programs_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(
         os,
         "statvfs",
-        lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC, f_bavail=1e9, f_blocks=1e9, f_bfree=1e9, f_frsize=1),
+        lambda _: SimpleNamespace(
+            f_flag=os.ST_NOEXEC, f_bavail=1e9, f_blocks=1e9, f_bfree=1e9, f_frsize=1
+        ),
     )
     with pytest.raises(StackError, match="is on a disk mounted noexec"):
         LocalStack(Settings(run_dir=tmp_path), *stop_events()).prepare()
@@ -167,7 +180,11 @@ def stop_events() -> tuple[threading.Event, threading.Event]:
 @pytest.mark.parametrize(
     ("start", "given", "variable"),
     [
-        (brokers.kafka, {"kafka_bootstrap_servers": "kafka.example.org:9092"}, "KAFKA_BOOTSTRAP_SERVERS"),
+        (
+            brokers.kafka,
+            {"kafka_bootstrap_servers": "kafka.example.org:9092"},
+            "KAFKA_BOOTSTRAP_SERVERS",
+        ),
         (brokers.kafka, {"kafka_security_protocol": "SASL_SSL"}, "KAFKA_BOOTSTRAP_SERVERS"),
         (brokers.redis, {"redis_host": "redis.example.org"}, "REDIS_HOST"),
         (brokers.redis, {"redis_tls": True}, "REDIS_TLS"),
@@ -179,12 +196,14 @@ def test_a_managed_service_is_not_what_make_run_starts(tmp_path, start, given, v
 
 
 def test_children_read_the_same_settings(tmp_path):
-    given = Settings(run_dir=tmp_path, redis_port=1234, redis_password="päss wörd", page_hosts=("a", "b"))
-    code = (
-        "from settings import settings; c = settings(); print(c.redis_port, c.redis_client()['password'], c.page_hosts)"
+    given = Settings(
+        run_dir=tmp_path, redis_port=1234, redis_password="päss wörd", page_hosts=("a", "b")
     )
+    code = "from settings import settings; c = settings(); print(c.redis_port, c.redis_client()['password'], c.page_hosts)"
     env = child_environment(given)
-    out = subprocess.run([sys.executable, "-c", code], env=env, cwd=HERE, capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=HERE, capture_output=True, text=True, check=True
+    )
     assert out.stdout == "1234 päss wörd ('a', 'b')\n"
 
 
@@ -263,7 +282,9 @@ def test_what_dies_at_once_again_waits_longer(tmp_path):
 @pytest.mark.parametrize("version", [(3, 10, 13), (3, 13, 0)])
 def test_an_unsupported_python_is_one_sentence(version):
     code = f"import sys, runpy; sys.version_info = {version}; runpy.run_path('local/bootstrap.py', run_name='__main__')"
-    out = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=False)
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=False
+    )
     assert out.returncode == 1
     assert out.stderr.startswith("This project runs on Python 3.11 or 3.12")
     assert out.stderr.count("\n") == 1
@@ -297,7 +318,9 @@ def test_only_a_restore_point_that_does_not_fit_is_skipped(tmp_path, monkeypatch
     (savepoint / "_metadata").touch()
     trace = (UNFIT_TRACES | OTHER_TRACES)[why]
     answers = {
-        "/jobs/overview": {"jobs": [{"jid": "1", "name": "online_learning", "state": "FAILED", "start-time": 1}]},
+        "/jobs/overview": {
+            "jobs": [{"jid": "1", "name": "online_learning", "state": "FAILED", "start-time": 1}]
+        },
         "/jobs/1/exceptions": {"exceptionHistory": {"entries": [{"stacktrace": trace}]}},
     }
     monkeypatch.setattr(flink_cluster, "rest", lambda settings, path: answers[path])
@@ -411,7 +434,13 @@ def test_where_nobody_reads_any_more_make_run_asks_to_stop(open_pair):
 def test_output_to_a_full_disk_stops_nothing():
     with open("/dev/full", "w") as full:
         out = subprocess.run(
-            [sys.executable, "-c", SAY], cwd=HERE, text=True, input="", stdout=full, stderr=subprocess.PIPE, check=False
+            [sys.executable, "-c", SAY],
+            cwd=HERE,
+            text=True,
+            input="",
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
         )
     assert out.stderr.startswith("False")
 
@@ -446,7 +475,17 @@ def test_an_answer_that_a_dying_jobmanager_cuts_short_is_an_oserror(answer):
 
 @pytest.mark.parametrize(
     "servers",
-    ["127.0.0.1:99999", "127.0.0.1:0", "127.0.0.1", "127.0.0.1:", ":9092", "a:1,", "a b:1", "http://a:1", "a:1:2"],
+    [
+        "127.0.0.1:99999",
+        "127.0.0.1:0",
+        "127.0.0.1",
+        "127.0.0.1:",
+        ":9092",
+        "a:1,",
+        "a b:1",
+        "http://a:1",
+        "a:1:2",
+    ],
 )
 def test_a_broken_kafka_address_is_one_sentence(servers, monkeypatch):
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", servers)
@@ -474,7 +513,12 @@ PROGRAMS = [
 def test_every_program_says_a_broken_kafka_address_in_a_sentence(tmp_path, program):
     env = os.environ | {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:99999", "RUN_DIR": str(tmp_path)}
     out = subprocess.run(
-        [sys.executable, "-W", "ignore", *program], cwd=HERE, env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", *program],
+        cwd=HERE,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert out.returncode != 0
     assert "KAFKA_BOOTSTRAP_SERVERS: '127.0.0.1:99999' is not host:port" in out.stderr
@@ -522,7 +566,9 @@ def start_make_run(run_dir: str, *argv: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("name", ["a:b", "a,b", "a\\b", "a\nb", "a\udcff", "x/" * 1600, "x" * 256, "file", "file/x"])
+@pytest.mark.parametrize(
+    "name", ["a:b", "a,b", "a\\b", "a\nb", "a\udcff", "x/" * 1600, "x" * 256, "file", "file/x"]
+)
 def test_a_run_dir_that_cannot_be_used_is_one_sentence(tmp_path, name):
     (tmp_path / "file").touch()
     out = start_make_run(f"{tmp_path}/{name}")
@@ -628,12 +674,20 @@ def test_make_clean_keeps_the_environment_that_another_stack_uses(project):
 def test_ctrl_c_ends_the_download_of_the_jars(project, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as mute:
         proxy = f"http://127.0.0.1:{mute.getsockname()[1]}"
-        ports = {name: str(free_port()) for name in ("REDIS_PORT", "FLINK_PORT", "FLINK_RPC_PORT", "PAGE_PORT")}
-        ports |= {"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}", "KAFKA_CONTROLLER_PORT": str(free_port())}
+        ports = {
+            name: str(free_port())
+            for name in ("REDIS_PORT", "FLINK_PORT", "FLINK_RPC_PORT", "PAGE_PORT")
+        }
+        ports |= {
+            "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",
+            "KAFKA_CONTROLLER_PORT": str(free_port()),
+        }
         process = subprocess.Popen(
             [sys.executable, "-m", "local.stack", "run"],
             cwd=project,
-            env=os.environ | ports | {"RUN_DIR": str(tmp_path / "run"), "HTTPS_PROXY": proxy, "https_proxy": proxy},
+            env=os.environ
+            | ports
+            | {"RUN_DIR": str(tmp_path / "run"), "HTTPS_PROXY": proxy, "https_proxy": proxy},
             start_new_session=True,
         )
         mute.settimeout(60)

@@ -35,7 +35,9 @@ def test_a_sample_goes_over_the_wire_as_the_contract_says():
 
 
 def test_a_good_batch_keeps_numbers_labels_and_order():
-    batch = [DIGITS.sample(np.roll(X, i), i % 10, source="page" if i % 2 else None) for i in range(100)]
+    batch = [
+        DIGITS.sample(np.roll(X, i), i % 10, source="page" if i % 2 else None) for i in range(100)
+    ]
     parsed = DIGITS.parse(batch)
     assert parsed.good.all()
     assert not parsed.reasons
@@ -53,8 +55,16 @@ BAD = [
     (GOOD + GOOD, "not_json", "The message is not JSON: "),
     (GOOD.replace(b"3}", b"NaN}"), "not_json", "The message is not JSON: "),
     (b"[" * 5000 + b"]" * 5000, "not_json", "The message is not JSON: "),
-    (b'{"z":' + b"[" * 1010 + b"]" * 1010 + b',"\\u0078":1}', "not_json", "The message is nested too deeply."),
-    (GOOD.replace(b"2026", b"\xff\xfe"), "not_utf8", "The message is not UTF-8: byte 7 can't be read."),
+    (
+        b'{"z":' + b"[" * 1010 + b"]" * 1010 + b',"\\u0078":1}',
+        "not_json",
+        "The message is nested too deeply.",
+    ),
+    (
+        GOOD.replace(b"2026", b"\xff\xfe"),
+        "not_utf8",
+        "The message is not UTF-8: byte 7 can't be read.",
+    ),
     (b"[1]", "not_an_object", "The message must be a JSON object, not a list."),
     (b"null", "not_an_object", "The message must be a JSON object, not null."),
     (with_fields(x=...), "missing_field", 'The field "x" is missing.'),
@@ -68,18 +78,46 @@ BAD = [
     (with_fields(x=[]), "wrong_length", '"x" must hold 64 numbers, it holds 0.'),
     (with_fields(x=[17, *X[1:]]), "out_of_range", '"x"[0] must be in 0..16, not 17.'),
     (with_fields(x=[*X[:-1], -1]), "out_of_range", '"x"[63] must be in 0..16, not -1.'),
-    (with_fields(x=[10**30, *X[1:]]), "wrong_type", '"x"[0] must be a whole number, not a number with a fraction.'),
-    (with_fields(x=[1.5, *X[1:]]), "wrong_type", '"x"[0] must be a whole number, not a number with a fraction.'),
-    (with_fields(x=[1.0, *X[1:]]), "wrong_type", '"x"[0] must be a whole number, not a number with a fraction.'),
-    (with_fields(x=[True, *X[1:]]), "wrong_type", '"x"[0] must be a whole number, not true or false.'),
+    (
+        with_fields(x=[10**30, *X[1:]]),
+        "wrong_type",
+        '"x"[0] must be a whole number, not a number with a fraction.',
+    ),
+    (
+        with_fields(x=[1.5, *X[1:]]),
+        "wrong_type",
+        '"x"[0] must be a whole number, not a number with a fraction.',
+    ),
+    (
+        with_fields(x=[1.0, *X[1:]]),
+        "wrong_type",
+        '"x"[0] must be a whole number, not a number with a fraction.',
+    ),
+    (
+        with_fields(x=[True, *X[1:]]),
+        "wrong_type",
+        '"x"[0] must be a whole number, not true or false.',
+    ),
     (with_fields(x=[None, *X[1:]]), "wrong_type", '"x"[0] must be a whole number, not null.'),
     (with_fields(x=[[1], *X[1:]]), "wrong_type", '"x"[0] must be a whole number, not a list.'),
     (with_fields(actual_y=10), "out_of_range", '"actual_y" must be in 0..9, not 10.'),
     (with_fields(actual_y=-1), "out_of_range", '"actual_y" must be in 0..9, not -1.'),
     (with_fields(actual_y="3"), "wrong_type", '"actual_y" must be a whole number, not text.'),
-    (with_fields(actual_y=True), "wrong_type", '"actual_y" must be a whole number, not true or false.'),
-    (with_fields(actual_y=3.0), "wrong_type", '"actual_y" must be a whole number, not a number with a fraction.'),
-    (GOOD[:-1] + b',"actual_y":4}', "duplicate_field", 'The field "actual_y" stands more than once.'),
+    (
+        with_fields(actual_y=True),
+        "wrong_type",
+        '"actual_y" must be a whole number, not true or false.',
+    ),
+    (
+        with_fields(actual_y=3.0),
+        "wrong_type",
+        '"actual_y" must be a whole number, not a number with a fraction.',
+    ),
+    (
+        GOOD[:-1] + b',"actual_y":4}',
+        "duplicate_field",
+        'The field "actual_y" stands more than once.',
+    ),
     (GOOD[:-1] + b',"\\u0078":[]}', "duplicate_field", 'The field "x" stands more than once.'),
     (with_fields(more="a" * MAX_SAMPLE_BYTES), "too_large", "The message has "),
 ]
@@ -103,7 +141,9 @@ def test_a_batch_of_only_bad_messages_and_an_empty_batch_have_no_samples():
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 # Sixty-four draws a message would be slow: most numbers of a list are the good message's.
@@ -123,10 +163,17 @@ mutated_messages = st.fixed_dictionaries(
         "more": json_values,
     },
 ).map(lambda message: json.dumps(message).encode())
-spliced = st.tuples(st.binary(max_size=6), st.integers(0, len(GOOD))).map(lambda t: GOOD[: t[1]] + t[0] + GOOD[t[1] :])
-cut = st.tuples(st.integers(0, len(GOOD)), st.integers(0, 4)).map(lambda t: GOOD[: t[0]] + GOOD[t[0] + t[1] :])
+spliced = st.tuples(st.binary(max_size=6), st.integers(0, len(GOOD))).map(
+    lambda t: GOOD[: t[1]] + t[0] + GOOD[t[1] :]
+)
+cut = st.tuples(st.integers(0, len(GOOD)), st.integers(0, 4)).map(
+    lambda t: GOOD[: t[0]] + GOOD[t[0] + t[1] :]
+)
 payloads = (
-    st.sampled_from([GOOD, GOOD, GOOD + b"\n", b"", None, GOOD + GOOD, b" " + GOOD]) | mutated_messages | spliced | cut
+    st.sampled_from([GOOD, GOOD, GOOD + b"\n", b"", None, GOOD + GOOD, b" " + GOOD])
+    | mutated_messages
+    | spliced
+    | cut
 )
 
 
@@ -141,7 +188,9 @@ def test_the_whole_batch_and_one_by_one_give_the_same_verdict(batch):
     assert together.X.tolist() == alone.X.tolist()
     assert together.y.tolist() == alone.y.tolist()
     assert together.sources == alone.sources
-    assert {i: str(e) for i, e in together.reasons.items()} == {i: str(e) for i, e in alone.reasons.items()}
+    assert {i: str(e) for i, e in together.reasons.items()} == {
+        i: str(e) for i, e in alone.reasons.items()
+    }
     assert together.documents == alone.documents
 
 
@@ -151,10 +200,19 @@ def test_what_goes_out_is_json_that_the_job_wrote_its_own_fields_to(batch):
     for document in parsed.documents:
         out = orjson.loads(prediction(document, 7, 12, 1, 99, True))
         assert {name: out[name] for name in ADDED} == {
-            "predict_y": 7, "model_version": 12, "partition": 1, "offset": 99, "replayed": True}  # fmt: skip
+            "predict_y": 7,
+            "model_version": 12,
+            "partition": 1,
+            "offset": 99,
+            "replayed": True,
+        }
         # A field that the message brought itself would stand twice.
-        assert prediction(document, 7, 12, 1, 99).count(b'"predict_y":') == 1 + document.count(b'"predict_y":')
-        assert b'"predict_y":' not in document or b"\\" in document or "more" in orjson.loads(document)
+        assert prediction(document, 7, 12, 1, 99).count(b'"predict_y":') == 1 + document.count(
+            b'"predict_y":'
+        )
+        assert (
+            b'"predict_y":' not in document or b"\\" in document or "more" in orjson.loads(document)
+        )
 
 
 def test_a_prediction_before_there_is_a_model_is_null_and_not_marked_as_replayed():
@@ -173,7 +231,10 @@ def test_a_reject_keeps_payload_reason_partition_and_offset():
 def test_a_reject_too_large_for_its_topic_is_cut_and_says_so():
     out = reject(b"a" * MAX_MESSAGE_BYTES, "Why.", 0, 0)
     assert len(out) < MAX_MESSAGE_BYTES
-    assert orjson.loads(out)["reason"] == "Why. The payload of 1000000 bytes is cut to its first 700000."
+    assert (
+        orjson.loads(out)["reason"]
+        == "Why. The payload of 1000000 bytes is cut to its first 700000."
+    )
 
 
 def test_the_largest_good_sample_still_fits_where_it_goes_out():

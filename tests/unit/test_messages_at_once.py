@@ -78,18 +78,32 @@ EXACT = [
 @pytest.mark.parametrize("added", [b"", b',"predict_y":4', b',"off\\u0073et":[{"x":1}]'])
 def test_further_fields_are_carried_along_to_the_byte(value, added):
     message = GOOD[:-1] + b',"more":' + value + b"}"
-    parsed = DIGITS.parse([GOOD, message[:-1] + added + b"}", b'{"more":%b%b,%b ' % (value, added, GOOD[1:])])
+    parsed = DIGITS.parse(
+        [GOOD, message[:-1] + added + b"}", b'{"more":%b%b,%b ' % (value, added, GOOD[1:])]
+    )
     assert parsed.good.all()
     assert parsed.documents == [GOOD, message, b'{"more":%b,%b' % (value, GOOD[1:])]
 
 
-LOSSY = [b"1e400", b"-1e400", b"9" * 400, b"NaN", b"Infinity", b"-Infinity", b'"\\ud800"', b'"\\udc00\\ud800"', b"01"]
+LOSSY = [
+    b"1e400",
+    b"-1e400",
+    b"9" * 400,
+    b"NaN",
+    b"Infinity",
+    b"-Infinity",
+    b'"\\ud800"',
+    b'"\\udc00\\ud800"',
+    b"01",
+]
 
 
 @pytest.mark.parametrize("value", LOSSY)
 def test_what_json_libraries_do_not_agree_on_is_a_reject(value):
     message = GOOD[:-1] + b',"more":' + value + b"}"
-    assert [error.code for error in DIGITS.parse([GOOD, message] * 5).reasons.values()] == ["not_json"] * 5
+    assert [error.code for error in DIGITS.parse([GOOD, message] * 5).reasons.values()] == [
+        "not_json"
+    ] * 5
 
 
 @pytest.mark.parametrize("levels", [MAX_DEPTH, 255, 500, 1021, 1022, 1023, 1024, 5000, 30_000])
@@ -168,7 +182,9 @@ def test_any_further_field_goes_out_as_it_is_written(seed, has_added):
     added = [b'"%b":%b' % (name.encode(), exact.value()) for name in ADDED] if has_added else []
     members = fields + own + added
     exact.rng.shuffle(members)
-    message, kept = (b"{" + b",".join(some) + b"}" for some in (members, [m for m in members if m not in added]))
+    message, kept = (
+        b"{" + b",".join(some) + b"}" for some in (members, [m for m in members if m not in added])
+    )
     together, alone = DIGITS.parse([message] * 3), DIGITS._parse_one_by_one([message] * 3)
     assert together.documents == alone.documents == [kept] * 3
     orjson.loads(kept)
@@ -182,7 +198,11 @@ def test_numbers_that_move_from_one_message_to_the_next_are_refused_in_both():
 
 
 @given(
-    st.lists(st.lists(st.floats(-100, 100) | st.integers(-100, 100), min_size=3, max_size=3), min_size=1, max_size=20)
+    st.lists(
+        st.lists(st.floats(-100, 100) | st.integers(-100, 100), min_size=3, max_size=3),
+        min_size=1,
+        max_size=20,
+    )
 )
 def test_a_format_with_fractions_keeps_each_number(rows):
     form = Format(n_features=3, low=-100, high=100, n_classes=2, whole=False)

@@ -13,7 +13,11 @@ from settings import Settings
 
 SEVEN = {"imgStr": drawing(7)}
 LABELLED = SEVEN | {"actual_y": "7"}
-NOWHERE: dict = {"kafka_bootstrap_servers": "127.0.0.1:9", "redis_port": 9, "model_signing_key": "k" * 32}
+NOWHERE: dict = {
+    "kafka_bootstrap_servers": "127.0.0.1:9",
+    "redis_port": 9,
+    "model_signing_key": "k" * 32,
+}
 
 
 def page(model=None, **given):
@@ -32,7 +36,14 @@ def test_a_drawing_is_answered_with_all_that_the_contract_names(model):
     answer = page(model).post("/predict", data=SEVEN)
     assert answer.status_code == 201
     found = answer.json
-    assert set(found) == {"success", "predict_result", "probabilities", "model_version", "samples", "x"}
+    assert set(found) == {
+        "success",
+        "predict_result",
+        "probabilities",
+        "model_version",
+        "samples",
+        "x",
+    }
     assert found["success"] is True
     assert found["predict_result"] == 7
     assert len(found["probabilities"]) == 10
@@ -57,7 +68,16 @@ class Plain:
 
 def test_the_model_is_described_as_the_contract_says(model):
     found = page(model).get("/model").json
-    fields = {"model_id", "version", "samples", "rejected", "progress", "accuracy", "accuracy_100", "saved_at"}
+    fields = {
+        "model_id",
+        "version",
+        "samples",
+        "rejected",
+        "progress",
+        "accuracy",
+        "accuracy_100",
+        "saved_at",
+    }
     assert set(found) == fields
     assert found["progress"] == {"0": 1797}
 
@@ -116,7 +136,11 @@ def test_nothing_is_read_under_a_foreign_host(model, path):
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Host": "127.0.0.1:8066", "Origin": "http://127.0.0.1:8066", "Sec-Fetch-Site": "same-origin"},
+        {
+            "Host": "127.0.0.1:8066",
+            "Origin": "http://127.0.0.1:8066",
+            "Sec-Fetch-Site": "same-origin",
+        },
         {"Host": "localhost:1234", "Origin": "http://localhost:1234"},
         {"Host": "[::1]:8066", "Origin": "http://[::1]:8066"},
         {},
@@ -128,7 +152,12 @@ def test_the_page_itself_and_programs_are_answered(model, headers):
 
 def test_every_answer_carries_the_strict_headers(model):
     client = page(model)
-    for answer in (client.get("/"), client.get("/static/page.js"), client.post("/predict"), client.get("/nothing")):
+    for answer in (
+        client.get("/"),
+        client.get("/static/page.js"),
+        client.post("/predict"),
+        client.get("/nothing"),
+    ):
         policy = answer.headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
@@ -154,12 +183,19 @@ def test_a_public_page_teaches_only_with_the_token(model):
         assert client.post("/feedback", data=LABELLED, headers=address | token).status_code == 403
     # With the token it goes on to read the drawing, which is none.
     right = address | {"X-Feedback-Token": "correct horse"}
-    assert client.post("/feedback", data={"actual_y": "1", "imgStr": "-"}, headers=right).status_code == 400
+    assert (
+        client.post("/feedback", data={"actual_y": "1", "imgStr": "-"}, headers=right).status_code
+        == 400
+    )
 
 
 @pytest.mark.parametrize(
     ("rate", "burst", "window"),
-    [("10/second", 50, "50 per 5 second"), ("60/minute", 5, "5 per 5 second"), ("100/second", 10, "10 per 1 second")],
+    [
+        ("10/second", 50, "50 per 5 second"),
+        ("60/minute", 5, "5 per 5 second"),
+        ("100/second", 10, "10 per 1 second"),
+    ],
 )
 def test_a_rate_with_bursts_is_one_moving_window(rate, burst, window):
     assert feedback_limit(Settings(feedback_rate=rate, feedback_burst=burst)) == window
@@ -168,25 +204,46 @@ def test_a_rate_with_bursts_is_one_moving_window(rate, burst, window):
 def test_labels_over_the_rate_are_a_429_and_predictions_have_no_rate(model):
     client = page(model, feedback_burst=3, feedback_rate="1/minute")
     bad = SEVEN | {"actual_y": "x"}  # refused before Kafka is asked, and counted all the same
-    assert [client.post("/feedback", data=bad).status_code for _ in range(4)] == [400, 400, 400, 429]
+    assert [client.post("/feedback", data=bad).status_code for _ in range(4)] == [
+        400,
+        400,
+        400,
+        429,
+    ]
     assert all(client.post("/predict", data=SEVEN).status_code == 201 for _ in range(60))
 
 
 def test_strangers_do_not_use_up_the_owners_rate(model):
     client = page(
-        model, page_host="0.0.0.0", feedback_token="correct horse", feedback_burst=2, feedback_rate="1/minute"
+        model,
+        page_host="0.0.0.0",
+        feedback_token="correct horse",
+        feedback_burst=2,
+        feedback_rate="1/minute",
     )
     bad = SEVEN | {"actual_y": "x"}
     assert {client.post("/feedback", data=bad).status_code for _ in range(10)} == {403}
     right = {"X-Feedback-Token": "correct horse"}
-    assert [client.post("/feedback", data=bad, headers=right).status_code for _ in range(3)] == [400, 400, 429]
+    assert [client.post("/feedback", data=bad, headers=right).status_code for _ in range(3)] == [
+        400,
+        400,
+        429,
+    ]
 
 
 @pytest.mark.parametrize(
     ("host", "is_open"),
-    [("127.0.0.1", False), ("127.8.0.1", False), ("localhost", False), ("::1", False), ("0.0.0.0", True), ("::", True),
-     ("192.168.0.7", True), ("digits.example", True)],
-)  # fmt: skip
+    [
+        ("127.0.0.1", False),
+        ("127.8.0.1", False),
+        ("localhost", False),
+        ("::1", False),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("192.168.0.7", True),
+        ("digits.example", True),
+    ],
+)
 def test_a_page_that_others_can_reach_needs_a_token(model, host, is_open):
     assert Settings(page_host=host).page_is_open is is_open
     client = page(model, page_host=host)
