@@ -92,7 +92,7 @@ def test_a_name_that_gives_no_factory_is_refused(name, tmp_path, monkeypatch):
             "tests.unit.learners:refused_balanced",
             "class_weight 'balanced' is not supported",
         ),
-        ("MESSAGE_FORMAT", "messages:orjson", "it must be a messages.Format"),
+        ("MESSAGE_FORMAT", "loop.messages:orjson", "it must be a messages.Format"),
     ],
 )
 def test_the_job_says_in_a_sentence_why_it_is_not_submitted(setting, value, said):
