@@ -39,7 +39,7 @@ def trainer_cost(stack: Stack, form: Format, batch: int, seconds: float) -> dict
     """Return what a batch costs inside the task, ms by part, on real Kafka and Redis but without Flink."""
     name = f"BENCH_{form.n_features}_{form.n_classes}"
     setattr(messages, name, form)
-    view = stack.named(learner="sgd", message_format=f"messages:{name}")
+    view = stack.named(learner="sgd", message_format=f"loop.messages:{name}")
     trainer = Trainer(view.settings, "benchmark")
     trainer.open()
     learn_fast()
