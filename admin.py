@@ -1,15 +1,13 @@
 """The administration command: the stored model, what is in a topic, bad messages."""
 
+from typing import Any
+
 import click
-import redis
-from kafka.errors import KafkaError
 
 from commands.model import model
 from commands.rejects import rejects
 from commands.topics import topic
-from loop.model_store import StoreError
-from loop.topic_log import SourceLogError
-from settings import SettingsError
+from settings import one_line
 
 
 @click.group(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,26 +15,22 @@ def main() -> None:
     """Hold the commands."""
 
 
-for command in (model, topic, rejects):
-    main.add_command(command)
-for name in model.commands:  # as they were called before 0.2.0
-    main.add_command(
-        click.Command(
-            name,
-            hidden=True,
-            params=model.commands[name].params,
-            callback=model.commands[name].callback,
-        )
-    )
+def _renamed(name: str) -> click.Command:
+    """Return a command of ``model`` under its name before 0.2.0; it names the new one."""
+    command = model.commands[name]
+
+    def call(**arguments: Any) -> None:
+        click.echo(f"This command has moved: python admin.py model {name}", err=True)
+        click.get_current_context().invoke(command, **arguments)
+
+    return click.Command(name, hidden=True, params=command.params, callback=call, help=command.help)
 
 
-def run() -> None:
-    """Run the command line; a foreseeable error is one sentence and exit code 1."""
-    try:
-        main()
-    except (StoreError, SettingsError, SourceLogError, redis.RedisError, KafkaError) as error:
-        raise SystemExit(str(error)) from None
-
+for group in (model, topic, rejects):
+    main.add_command(group)
+for name in model.commands:
+    main.add_command(_renamed(name))
 
 if __name__ == "__main__":
-    run()
+    with one_line():
+        main()

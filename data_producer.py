@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from commands import rejects, topics
-from loop.clients import MAX_WAITING, ClientError, Reader, Sender, stop_on_signals
+from loop.clients import MAX_WAITING, Reader, Sender, stop_on_signals
 from loop.messages import DIGITS, load_format
-from settings import SettingsError, settings
+from settings import one_line, settings
 
 ONE_PASS = 1797  # samples in the data set
 NO_TIME = "0000-00-00 00:00:00"  # stands in a prepared message where the time of sending goes
@@ -24,8 +24,8 @@ CHUNK_SECONDS = 0.005  # pacing wakes up at most this often
 def prepared_digits() -> list[tuple[bytes, bytes]]:
     """Return each digit's message as what stands before and after its time, in the data set's order."""
     from sklearn.datasets import (
-        load_digits,
-    )  # takes seconds to import, and only the replay needs it
+        load_digits,  # takes seconds to import, and only the replay needs it
+    )
 
     digits = load_digits()
     messages = (
@@ -106,6 +106,7 @@ def replay(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     hidden=True,
 )
+@one_line()
 def main(
     rate: float | None,
     count: int | None,
@@ -127,11 +128,8 @@ def main(
         raise click.UsageError("--count goes with neither --endless nor --replay-rejects.")
     if follow and not shown:
         raise click.UsageError("--follow goes with --show.")
-    try:
-        config = settings()
-        load_format(config.message_format)
-    except (SettingsError, ValueError) as error:
-        raise ClientError(str(error)) from error
+    config = settings()
+    load_format(config.message_format)
     if shown:
         _name_the_new_command("topic show")
         topics.show(Reader(config, shown), count, follow, stop_on_signals())

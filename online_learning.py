@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import redis
-from kafka.errors import KafkaError
 from py4j.protocol import Py4JJavaError
 from pyflink.common import Configuration
 from pyflink.datastream import StreamExecutionEnvironment
@@ -19,8 +17,7 @@ from learners.learner import LearnerError, new_learner
 from loop.archive import write_archive
 from loop.lease import STARTING_MS, Lease, new_submission
 from loop.messages import load_format
-from loop.model_store import ModelStore, StoreError
-from loop.topic_log import SourceLogError
+from loop.model_store import ModelStore
 from loop.transactions import (
     MODEL_HEADER,
     end_leftovers,
@@ -28,7 +25,7 @@ from loop.transactions import (
     submissions_in,
     transactional_prefix,
 )
-from settings import Settings, SettingsError, jaas_text, needs_jaas_text, settings
+from settings import Settings, SettingsError, jaas_text, needs_jaas_text, one_line, settings
 from udf_model import online_learner
 
 OPTIONS = {
@@ -121,11 +118,11 @@ def main() -> None:
 
 def try_learner(config: Settings) -> None:
     """Try the learner on made-up samples, so that what it can't do is known before anything runs."""
+    form = load_format(config.message_format)
     try:
-        form = load_format(config.message_format)
-    except ValueError as error:
+        new_learner(config.learner, form.classes, form.n_features, form.low, form.high)
+    except LearnerError as error:  # learners know no settings
         raise SettingsError(str(error)) from error
-    new_learner(config.learner, form.classes, form.n_features, form.low, form.high)
 
 
 def build(table_env: StreamTableEnvironment, config: Settings, submission: str) -> None:
@@ -241,14 +238,5 @@ def _end_leftovers(env: StreamExecutionEnvironment, config: Settings, store: Mod
 
 
 if __name__ == "__main__":
-    try:
+    with one_line("online_learning.py"):
         main()
-    except (
-        SettingsError,
-        LearnerError,
-        StoreError,
-        SourceLogError,
-        redis.RedisError,
-        KafkaError,
-    ) as error:
-        sys.exit(f"online_learning.py: {error}")

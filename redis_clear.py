@@ -7,40 +7,33 @@ import sys
 from io import TextIOWrapper
 
 import click
-import redis
 
 from loop.model_store import ModelStore
-from settings import SettingsError, settings
+from settings import one_line, settings
 
 
 @click.command(help=__doc__)
 @click.argument("keys", nargs=-1)
 @click.option("--yes", is_flag=True, help="Clear the whole database without asking.")
+@one_line()
 def main(keys: tuple[str, ...], yes: bool) -> None:
     """Delete ``keys``, or everything, and say of each whether it was there; exit code 1 where Redis can't be used."""
     if isinstance(
         sys.stdout, TextIOWrapper
     ):  # a terminal may not know every letter of a key's name
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        config = settings()
+    config = settings()
+    store = ModelStore(config)
+    store.redis.ping()
+    if not keys:
         where = f"Redis at {config.redis_host}:{config.redis_port}"
-        store = ModelStore(config)
-        store.redis.ping()
-        if not keys:
-            everything = f"everything in database {config.redis_db} of {where}"
-            if not yes and not (asks() and click.confirm(f"Delete {everything}?")):
-                raise SystemExit(f"Nothing was deleted; --yes deletes {everything} without asking.")
-        named = [key.encode(errors="surrogateescape") for key in keys] or all_keys(store)
-        for key in dict.fromkeys(named):
-            existed = clear(store, key)
-            click.echo(f"{shown(key)}: {'deleted' if existed else 'did not exist'}")
-    except redis.AuthenticationError as error:
-        raise SystemExit(f"{where} refuses the password ({error}): set REDIS_PASSWORD.") from None
-    except redis.RedisError as error:
-        raise SystemExit(f"{where} can't be used: {error}.") from None
-    except SettingsError as error:
-        raise SystemExit(str(error)) from None
+        everything = f"everything in database {config.redis_db} of {where}"
+        if not yes and not (asks() and click.confirm(f"Delete {everything}?")):
+            raise SystemExit(f"Nothing was deleted; --yes deletes {everything} without asking.")
+    named = [key.encode(errors="surrogateescape") for key in keys] or all_keys(store)
+    for key in dict.fromkeys(named):
+        existed = clear(store, key)
+        click.echo(f"{shown(key)}: {'deleted' if existed else 'did not exist'}")
 
 
 def asks() -> bool:

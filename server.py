@@ -24,7 +24,7 @@ from page.guard import check_may_teach, feedback_limit, guard
 from page.http import MAX_BODY_BYTES, SENTENCES, serve
 from page.live import Live, TooManyClientsError, model_state
 from page.teacher import NewestSamples, NotTaughtError, Teacher
-from settings import Settings, SettingsError
+from settings import Settings, SettingsError, UserError, one_line
 from settings import settings as this_process_settings
 
 View = Callable[[], tuple[dict, int]]
@@ -188,23 +188,22 @@ def _errors(app: Flask) -> None:
 
 
 @click.command()
+@one_line()
 def main() -> None:
     """Serve the drawing page and its API until Ctrl-C; where, the settings PAGE_HOST and PAGE_PORT say."""
+    settings = this_process_settings()
+    settings.signing_key()
     try:
-        settings = this_process_settings()
-        settings.signing_key()
         feedback_limit(settings)
-    except SettingsError as error:
-        raise click.ClickException(str(error)) from error
     except ValueError as error:
-        raise click.ClickException(f"FEEDBACK_RATE must be like 10/second: {error}.") from error
+        raise SettingsError(f"FEEDBACK_RATE must be like 10/second: {error}.") from error
     try:
         family = socket.AF_INET6 if ":" in settings.page_host else socket.AF_INET
         listening = socket.create_server(
             (settings.page_host, settings.page_port), family=family, backlog=128
         )
     except OSError as error:
-        raise click.ClickException(
+        raise UserError(
             f"The page can't listen on {settings.page_host}:{settings.page_port} ({error.strerror}): another program "
             "may hold that port; PAGE_PORT sets another one."
         ) from error

@@ -6,6 +6,8 @@ environment read the same settings; nothing else is configured anywhere.
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
@@ -251,8 +253,51 @@ def of_a_job(sent: dict) -> Settings:
     return Settings(**(sent | own))
 
 
-class SettingsError(ValueError):
+class UserError(Exception):
+    """What stops a command, in one sentence for the person who ran it."""
+
+
+class SettingsError(UserError, ValueError):
     """A setting that can't be, in a sentence that names its variable."""
+
+
+@contextmanager
+def one_line(program: str = "Error") -> Iterator[None]:
+    """End the program with one line and exit code 1 at a ``UserError`` or an error of Redis or Kafka.
+
+    The line begins with ``program``. Any other error keeps its traceback. Also a decorator.
+    """
+    try:
+        yield
+    except UserError as error:
+        sentence = str(error)
+    except Exception as error:
+        sentence = _of_a_client(error)
+        if not sentence:
+            raise
+    else:
+        return
+    raise SystemExit(f"{program}: {' '.join(sentence.splitlines())}")
+
+
+def _of_a_client(error: Exception) -> str:
+    """Return an error of Redis's or Kafka's client as a sentence with the address; "" for any other."""
+    # Not at the top: who only reads settings needs neither client.
+    import redis
+    from confluent_kafka import KafkaException
+    from kafka.errors import KafkaError
+
+    if not isinstance(error, redis.RedisError | KafkaException | KafkaError):
+        return ""
+    config = settings()
+    reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+    reason = reason.rstrip(".")
+    if not isinstance(error, redis.RedisError):
+        return f"Kafka at {config.kafka_bootstrap_servers} can't be used: {reason}."
+    where = f"Redis at {config.redis_host}:{config.redis_port}"
+    if isinstance(error, redis.AuthenticationError):
+        return f"{where} refuses the password ({reason}): set REDIS_PASSWORD."
+    return f"{where} can't be used: {reason}."
 
 
 @lru_cache(maxsize=1)

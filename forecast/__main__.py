@@ -6,9 +6,9 @@ from datetime import date
 import click
 
 from forecast import daily
-from forecast.series import BadInput
-from forecast.store import Published, StoreError, current
+from forecast.store import current
 from forecast.training import cache_compiled
+from settings import one_line
 
 
 @click.group(help=__doc__)
@@ -20,11 +20,12 @@ def cli() -> None:
 @cli.command()
 @click.option("--seed", default=0, show_default=True, help="random seed of the training")
 @click.option("--force", is_flag=True, help="take a last day that looks cut short as it is")
+@one_line()
 def initialise(seed: int, force: bool) -> None:
     """Train on the whole history, forecast 90 days and publish."""
     where = daily.folders()
     cache_compiled(where.root / "compiled")
-    published = said(lambda: daily.initialise(where, seed, force))
+    published = daily.initialise(where, seed, force)
     click.echo(f"published {published.folder.name}")
 
 
@@ -36,16 +37,13 @@ def initialise(seed: int, force: bool) -> None:
 )
 @click.option("--lost", is_flag=True, help="that day was never recorded: forecast on without it")
 @click.option("--force", is_flag=True, help="take a file that looks cut short as it is")
+@one_line()
 def update(day: date | None, lost: bool, force: bool) -> None:
     """Learn one day, forecast the 90 after it and publish; a day can be run again."""
     where = daily.folders()
     cache_compiled(where.root / "compiled")
-
-    def learn() -> Published:
-        chosen = daily.next_day(where) if day is None else date(day.year, day.month, day.day)
-        return daily.update(where, chosen, lost, force)
-
-    published = said(learn)
+    chosen = daily.next_day(where) if day is None else date(day.year, day.month, day.day)
+    published = daily.update(where, chosen, lost, force)
     rejected = (
         ", ".join(f"{n} {reason}" for reason, n in published.manifest["rejects"].items()) or "none"
     )
@@ -56,22 +54,15 @@ def update(day: date | None, lost: bool, force: bool) -> None:
 
 
 @cli.command()
+@one_line()
 def status() -> None:
     """Say what is published."""
-    published = said(lambda: current(daily.folders().published))
+    published = current(daily.folders().published)
     click.echo(
         f"{published.folder.name}, model {published.manifest['model']}"
         if published
         else "nothing published"
     )
-
-
-def said(act):
-    """Run one act; what a person can mend becomes one sentence instead of a traceback."""
-    try:
-        return act()
-    except (BadInput, StoreError) as error:
-        raise click.ClickException(str(error)) from None
 
 
 if __name__ == "__main__":

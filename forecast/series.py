@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from settings import UserError
+
 KEYS = ["region", "network", "station"]
 COLUMNS = [*KEYS, "timestamp", "count"]
 OUTAGE = ["region", "from", "to"]
@@ -25,7 +27,7 @@ FAR = 20
 """Rows at either end are far outside the rest where they are fewer than a usual day's, times empty days / FAR."""
 
 
-class BadInput(ValueError):
+class BadInput(UserError, ValueError):
     """Input that can't be a series, in one sentence that names the file or column."""
 
 

@@ -26,11 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forecast.series import KEYS, Series, local_slots
+from settings import UserError
 
 KEPT = 14  # published days that can be run again
 
 
-class StoreError(RuntimeError):
+class StoreError(UserError, RuntimeError):
     """Something published is missing or damaged, in a sentence."""
 
 

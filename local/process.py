@@ -15,12 +15,12 @@ from typing import IO
 
 import psutil
 
-from settings import HERE
+from settings import HERE, UserError
 
 LOG_BYTES = 10_000_000  # a longer log is moved to .log.1, and an empty one begins
 
 
-class StackError(Exception):
+class StackError(UserError):
     """What the user has to know or to do, in one sentence."""
 
 

@@ -28,7 +28,7 @@ from local.environment import loopback_without_proxy, make_signing_key
 from local.job import Job, prune_restore_points
 from local.process import Process, StackError, Stopping, end_orphans, kill_session
 from local.status import Line, Meter
-from settings import HERE, Settings, SettingsError, settings
+from settings import HERE, Settings, one_line, settings
 
 DISK_BYTES = 1_000_000_000
 MADE = ("kafka", "redis", "flink", "checkpoints", "savepoints", "log", "pids", "tmp", "signing.key")
@@ -381,17 +381,14 @@ def show_fetching() -> None:
     def progress(jars: Iterable, number: int) -> Iterable:
         return tqdm(jars, "  Jars", number, leave=False, disable=None)
 
-    try:
+    with one_line("make run"):
         fetch.fetch_jars(progress)
-    except StackError as error:
-        sys.exit(f"make run: {error}")
 
 
 if __name__ == "__main__":
     try:
-        main()
-    except (StackError, SettingsError) as error:
-        sys.exit(f"make run: {error}")
+        with one_line("make run"):
+            main()
     except Stopping:
         sys.exit(130)
     except OSError as error:

@@ -14,7 +14,6 @@ from threading import Event
 from types import FrameType
 from typing import Any
 
-import click
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
@@ -27,7 +26,7 @@ from confluent_kafka import (
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from loop.messages import MAX_MESSAGE_BYTES
-from settings import Settings
+from settings import Settings, UserError
 
 PATIENCE = 10.0  # seconds that Kafka has to answer, at the start and at the end
 BATCH_BYTES = (
@@ -41,8 +40,8 @@ log.addHandler(
 )  # librdkafka's own messages: not on the terminal, there for who asks logging
 
 
-class ClientError(click.ClickException):
-    """What stops a command, in one sentence; the exit code is 1."""
+class ClientError(UserError):
+    """Kafka, its login, the topic or a file stops the command."""
 
 
 class Link:
@@ -107,13 +106,13 @@ class Link:
         ).rstrip(".")
         if self.refused:
             return ClientError(
-                f"Kafka at {self.address} refused the login: {reason}. See KAFKA_SASL_USERNAME, "
-                "KAFKA_SASL_PASSWORD and KAFKA_SASL_MECHANISM."
+                f"Kafka at {self.address} refused the login: {reason}. "
+                "See KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD and KAFKA_SASL_MECHANISM."
             )
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             return ClientError(
-                f"The message is too large: Kafka at {self.address} and this producer take at most "
-                f"{MAX_MESSAGE_BYTES:,} bytes."
+                f"The message is too large: Kafka at {self.address} and this producer "
+                f"take at most {MAX_MESSAGE_BYTES:,} bytes."
             )
         if error.code() in (
             KafkaError._TRANSPORT,

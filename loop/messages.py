@@ -18,6 +18,8 @@ from operator import itemgetter
 import numpy as np
 import orjson
 
+from settings import SettingsError
+
 MAX_MESSAGE_BYTES = 1_000_000  # the longest message that the project's own senders send
 # Broker and topics limit what a message becomes in Kafka: with its headers and its batch's.
 # The sum is Kafka's own default.
@@ -242,16 +244,16 @@ DIGITS = Format(n_features=64, low=0, high=16, n_classes=10)
 
 
 def load_format(name: str) -> Format:
-    """Return the format that ``module:name`` names; raises ``ValueError`` naming what can't be found."""
+    """Return the format that ``module:name`` names; raises ``SettingsError`` naming what can't be found."""
     module, _, attribute = MOVED.get(name, name).partition(":")
     try:
         found = getattr(import_module(module), attribute)
     except Exception as error:
-        raise ValueError(
+        raise SettingsError(
             f"MESSAGE_FORMAT {name!r} must be module:name of a message format: {error}."
         ) from error
     if not isinstance(found, Format):
-        raise ValueError(
+        raise SettingsError(
             f"MESSAGE_FORMAT {name!r} is a {type(found).__name__}; it must be a messages.Format."
         )
     return found

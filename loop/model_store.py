@@ -26,7 +26,7 @@ from sklearn.exceptions import InconsistentVersionWarning
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
 from loop.scores import Scores
-from settings import Settings, SettingsError
+from settings import Settings, SettingsError, UserError
 
 RETRY_SECONDS = (
     20  # how long a batch waits for Redis before the task fails to Flink's restart strategy
@@ -85,7 +85,7 @@ return existed
 """
 
 
-class StoreError(RuntimeError):
+class StoreError(UserError, RuntimeError):
     """The store can't be used as it is; the text says in a sentence what is wrong and what to do."""
 
 

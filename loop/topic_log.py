@@ -20,7 +20,7 @@ from kafka import KafkaAdminClient
 from kafka.errors import KafkaError as PythonKafkaError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
-from settings import Settings
+from settings import Settings, UserError
 
 ANSWER_SECONDS = 20
 PIECE_RECORDS = 1000
@@ -31,7 +31,7 @@ Records = list[tuple[int, bytes | None]]  # offset and payload
 log = logging.getLogger(__name__)
 
 
-class SourceLogError(RuntimeError):
+class SourceLogError(UserError, RuntimeError):
     """Kafka did not answer, or not in time; the text names topic and partition."""
 
 
