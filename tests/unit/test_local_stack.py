@@ -17,6 +17,7 @@ import pytest
 
 from harness.stack import free_port, until
 from local import brokers, flink_cluster
+from local.bootstrap import included
 from local.environment import child_environment, make_signing_key
 from local.job import KEPT, Job, prune_restore_points, reason, restore_points, skip_restore_points
 from local.process import LOG_BYTES, Process, StackError, end_orphans, port_is_free, start_of
@@ -277,6 +278,11 @@ def test_what_dies_at_once_again_waits_longer(tmp_path):
         waits.append(group.next_try - group.tried_at)
     assert "ended before it was up" in group.problem
     assert waits[0] < waits[1] < waits[2]
+
+
+def test_the_stamp_of_an_environment_covers_the_files_that_are_included():
+    names = {path.relative_to(HERE).as_posix() for path in included(["requirements/dev.txt"])}
+    assert names == {"requirements/dev.txt", "requirements.txt", "forecast/requirements.txt"}
 
 
 @pytest.mark.parametrize("version", [(3, 10, 13), (3, 13, 0)])
