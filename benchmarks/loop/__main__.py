@@ -1,7 +1,6 @@
 """Measure everything on this machine in one run: ``python -m benchmarks.loop`` writes results.json, tables and plots."""
 
 import contextlib
-import json
 import shlex
 import shutil
 import sys
@@ -13,14 +12,13 @@ import click
 import psutil
 
 from benchmarks import pages
-from benchmarks.loop import freshness, growth, throughput
+from benchmarks.loop import freshness, growth, results, throughput
 from benchmarks.loop.measure import environment, figure, fill
 from benchmarks.loop.report import plots, tables
 from harness.stack import FLINK, Stack
 from local.bootstrap import SETS, make_environment
 from settings import HERE
 
-RESULTS = HERE / "benchmarks" / "results" / "loop.json"
 TOPICS = ("throughput", "freshness", "growth")
 
 
@@ -135,9 +133,9 @@ def main(
     """
     if not report:
         measure_all(quick, rounds, only, names)
-    results = json.loads(RESULTS.read_text())
-    click.echo(tables(results))
-    plots(results, HERE / "docs")
+    measured = results.load()
+    click.echo(tables(measured))
+    plots(measured, HERE / "docs")
     pages.main()
 
 
@@ -145,17 +143,14 @@ def measure_all(quick: bool, rounds: int, only: tuple[str, ...], names: tuple[st
     """Measure the topics one after the other; each is written as soon as it is measured."""
     make_environment(*SETS["--contenders"])
     command = f"python -m benchmarks.loop {shlex.join(sys.argv[1:])}".strip()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for topic in only or TOPICS:
         before = psutil.cpu_times()
         found = measure(topic, quick, rounds, names)
+        known = results.load()
         if names and topic == "growth":
-            found["growth"] = results.get("growth", {}) | found["growth"]
-        results |= found
-        results.setdefault("measured", {})[topic] = environment(command) | {
-            "stolen_percent": stolen(before)
-        }
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            found["growth"] = known.get("growth", {}) | found["growth"]
+        run = environment(command) | {"stolen_percent": stolen(before)}
+        results.save(found | {"measured": known.get("measured", {}) | {topic: run}})
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ pen width, sent as the SVG that a page would send, and read by drawing.py. No dr
 """
 
 import base64
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +26,7 @@ from skimage.morphology import skeletonize
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
+from benchmarks.loop import results
 from learners.learner import Learner, new_learner
 from loop.messages import DIGITS
 from page.drawing import features
@@ -39,6 +42,12 @@ FONT_PACKAGES = (
 )
 MATPLOTLIB_FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral", "cmr10", "cmtt10")
 HERSHEY_FONTS = ("futural", "rowmans", "scripts", "cursive")
+KINDS = {  # the last word of a hand's name, and what the figures call it
+    "movement": "pen movements",
+    "outline": "font outlines",
+    "skeleton": "font skeletons",
+    "strokes": "Hershey strokes",
+}
 PENS = 20  # people who write digits as MOVEMENTS describes
 AROUND = (
     (1, 0),
@@ -348,21 +357,26 @@ def accuracy_before_and_after(n: int, taught: int, batch: int, seed: int) -> dic
     digits, labels = load_digits(return_X_y=True)
     for start in range(0, len(digits), batch):
         learner.learn(digits[start : start + batch], labels[start : start + batch])
-    found = {"before, all": right(learner, X, y)}
+    found = {"before teaching, all": right(learner, X, y)}
     found |= {
-        f"before, {kind}": right(learner, X[kinds == kind], y[kinds == kind])
-        for kind in dict.fromkeys(kinds)
+        f"before teaching, {KINDS[kind]}": right(learner, X[kinds == kind], y[kinds == kind])
+        for kind in KINDS
+        if kind in kinds
     }
-    found["before, hands not taught"] = right(learner, X[~mine], y[~mine])
+    untaught = right(learner, X[~mine], y[~mine])
     at_first_sight: list[bool] = []
     for start in range(0, taught, batch):
         some = np.flatnonzero(mine)[start : start + batch]
         at_first_sight += (learner.predict(X[some].astype(float)) == y[some]).tolist()
         learner.learn(X[some].astype(float), y[some])
-    found[f"the last 500 of {len(at_first_sight)} taught, at first sight"] = float(
-        np.mean(at_first_sight[-500:])
-    )
-    return found | {"after, hands not taught": right(learner, X[~mine], y[~mine])}
+    found |= {
+        f"the last 500 of {len(at_first_sight):,} taught, before each was taught": float(
+            np.mean(at_first_sight[-500:])
+        ),
+        "hands that were never taught, before teaching": untaught,
+        "hands that were never taught, after teaching": right(learner, X[~mine], y[~mine]),
+    }
+    return found
 
 
 def right(learner: Learner, X: np.ndarray, y: np.ndarray) -> float:
@@ -376,9 +390,14 @@ def right(learner: Learner, X: np.ndarray, y: np.ndarray) -> float:
 @click.option("--batch", default=10, show_default=True, help="Samples per mini-batch.")
 @click.option("--seed", default=0, show_default=True)
 def main(count: int, taught: int, batch: int, seed: int) -> None:
-    """Print how many drawings are read right before and after teaching."""
-    for name, share in accuracy_before_and_after(count, taught, batch, seed).items():
+    """Print how many drawings are read right before and after teaching, and keep the figures."""
+    options = shlex.join(sys.argv[1:])
+    found = accuracy_before_and_after(count, taught, batch, seed)
+    rows = [[name, round(share, 3)] for name, share in found.items()]
+    for name, share in rows:
         click.echo(f"{name}: {share:.3f}")
+    command = f"python -m benchmarks.loop.drawings {options}" if options else "make bench-drawings"
+    results.save({"drawings": {"command": command, "count": count, "rows": rows}})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python -m benchmarks.loop.faults --seed 1
 """
 
-import json
 import random
 import statistics
 import sys
@@ -15,12 +14,9 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from benchmarks.loop import report
+from benchmarks.loop import report, results
 from harness.faults import FAULTS, Trial, strike, trial
 from harness.stack import Stack
-from settings import HERE
-
-RESULTS = HERE / "benchmarks" / "results" / "loop.json"
 
 
 @click.command(help=__doc__)
@@ -57,7 +53,7 @@ def main(seed: int | None, count: int, samples: int, rate: float, learner: str) 
             found = result(seconds, running, (messages, lost, twice), command)
             click.echo(report.faults(found))
             if count >= len(FAULTS):
-                write(found)
+                results.save({"faults": found})
     finally:
         parts.close()
     sys.exit(bool(lost or twice))
@@ -111,12 +107,6 @@ def result(
             ]
         },
     }
-
-
-def write(found: dict) -> None:
-    """Put the result into benchmarks/results/loop.json."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(results | {"faults": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

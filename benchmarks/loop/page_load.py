@@ -9,6 +9,7 @@ import gevent
 import numpy as np
 from locust import FastHttpUser, events, task
 
+from benchmarks.loop import results
 from benchmarks.loop.drawings import drawn, pens
 from loop.model_store import ModelStore
 from settings import settings
@@ -82,7 +83,18 @@ def _summary(environment, **_: object) -> None:
     )
     ages = [1000 * (at - SAVED[version]) for version, at in ANSWERED.items() if version in SAVED]
     if ages:
-        p50, p99, most = np.percentile(ages, [50, 99, 100])
+        young, old, oldest = np.percentile(ages, [50, 99, 100])
         print(
-            f"{len(ages)} models, committed to first answer: p50 {p50:.0f} ms, p99 {p99:.0f} ms, max {most:.0f} ms"
+            f"{len(ages)} models, committed to first answer: "
+            f"p50 {young:.0f} ms, p99 {old:.0f} ms, max {oldest:.0f} ms"
         )
+        found = {
+            "command": "make bench-page beside PRODUCER_RATE=1000 make run",
+            "requests": total.num_requests,
+            "errors": total.num_failures,
+            "p50_ms": p50,
+            "p99_ms": p99,
+            "models": len(ages),
+            "commit_to_answer_ms": {"p50": round(young), "p99": round(old)},
+        }
+        results.save({"page": results.load().get("page", {}) | found})

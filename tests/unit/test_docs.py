@@ -7,20 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.pages import pages
-from settings import HERE
+from benchmarks.pages import modules, pages
+from settings import HERE, Settings
 
 DOCS = [
     HERE / "README.md",
     HERE / "CONTRIBUTING.md",
     HERE / "SECURITY.md",
+    HERE / "forecast" / "README.md",
     *sorted((HERE / "docs").glob("*.md")),
 ]
 TEXT = "\n".join(path.read_text() for path in DOCS)
 CODE = "\n".join(re.findall(r"```.*?```", TEXT, re.DOTALL)) + "\n".join(
     re.findall(r"`[^`\n]+`", TEXT)
 )
-GROUPS = ("admin.py",)  # whose words are commands
+GROUPS = ("admin.py", "forecast")  # whose words are commands
+# Modules of others, and ours that are no commands by themselves.
+TOOLS = ("ruff", "mypy", "pytest", "pip", "local", "harness")
 
 
 def test_generated_pages_are_what_code_and_results_say():
@@ -61,6 +64,40 @@ def test_every_option_it_names_is_there():
             ).stdout
         for option in re.findall(r" (--[a-z-]+)", rest):
             assert option in asked[group], f"{script} {option}"
+
+
+def test_every_module_it_names_as_a_command_is_there_with_its_options():
+    commands = re.findall(r"python3? -m ([a-z_.]+)((?: [a-z]+)?)((?: [^\n`|]*)?)", CODE)
+    ours = [command for command in commands if command[0].split(".")[0] not in TOOLS]
+    assert ours
+    asked: dict[tuple[str, str], str] = {
+        # It needs the packages of requirements/bench.txt, so its source answers.
+        (module, ""): (HERE / f"{module.replace('.', '/')}.py").read_text()
+        for module in ("benchmarks.loop.drawings",)
+    }
+    for module, word, rest in ours:
+        group = (module, word.strip() if module in GROUPS else "")
+        options = re.findall(r"(?<![\w-])--[a-z-]+", rest.split("#")[0])
+        if group not in asked:
+            asked[group] = subprocess.run(
+                [sys.executable, "-W", "ignore", "-m", module, *group[1].split(), "--help"],
+                cwd=HERE,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=120,
+            ).stdout
+        for option in options:
+            assert option in asked[group], f"python -m {module} {group[1]} {option}"
+
+
+def test_every_setting_and_module_is_listed():
+    settings_page = (HERE / "docs" / "settings.md").read_text()
+    for name in Settings.model_fields:
+        assert f"| `{name.upper()}` |" in settings_page, name
+    architecture = (HERE / "docs" / "architecture.md").read_text()
+    for path in modules():
+        assert f"| `{path}` |" in architecture, f"{path} is not in architecture.md: run make docs"
 
 
 def links() -> list[tuple[Path, str, str]]:

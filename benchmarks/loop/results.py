@@ -1,0 +1,18 @@
+"""The figures of the loop's benchmarks, kept in benchmarks/results/loop.json."""
+
+import json
+from typing import Any
+
+from settings import HERE
+
+RESULTS = HERE / "benchmarks" / "results" / "loop.json"
+
+
+def load() -> dict[str, Any]:
+    """Return everything that was measured; empty before the first benchmark."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def save(found: dict[str, Any]) -> None:
+    """Replace these keys of the file and keep the others."""
+    RESULTS.write_text(json.dumps(load() | found, indent=1) + "\n")
