@@ -20,7 +20,7 @@ from loop.messages import load_format
 from loop.model_store import ModelStore
 from loop.transactions import (
     MODEL_HEADER,
-    end_leftovers,
+    abort_open_transactions,
     start_at_the_model,
     submissions_in,
     transactional_prefix,
@@ -100,7 +100,7 @@ def main() -> None:
     lease = Lease(store, new_submission(store))
     lease.take(STARTING_MS)
     try:
-        _end_leftovers(env, config, store)
+        _abort_open_transactions(env, config, store)
         table_env = StreamTableEnvironment.create(env)
         with TemporaryDirectory(prefix="online-learning-") as folder:
             named = [
@@ -211,7 +211,9 @@ def jar_addresses(paths: str) -> str:
     return ";".join(Path(path.strip()).resolve().as_uri() for path in paths.split(","))
 
 
-def _end_leftovers(env: StreamExecutionEnvironment, config: Settings, store: ModelStore) -> None:
+def _abort_open_transactions(
+    env: StreamExecutionEnvironment, config: Settings, store: ModelStore
+) -> None:
     """End what earlier submissions left open, but for the one whose savepoint or checkpoint ``flink run -s`` names.
 
     Without one, the group begins at the model's position where that is the lower one.
@@ -219,7 +221,7 @@ def _end_leftovers(env: StreamExecutionEnvironment, config: Settings, store: Mod
     options = Configuration(j_configuration=env._j_stream_execution_environment.getConfiguration())
     restored = options.get_string("execution.state-recovery.path", "")
     if not restored:
-        end_leftovers(config)
+        abort_open_transactions(config)
         start_at_the_model(config, store.progress())
         return
     files = get_gateway().jvm.org.apache.flink.runtime.state.filesystem.AbstractFsCheckpointStorageAccess
@@ -234,7 +236,7 @@ def _end_leftovers(env: StreamExecutionEnvironment, config: Settings, store: Mod
         return  # Flink itself says that it can't be read
     # One that names no submission is another version's: which transactions are its own is not known.
     if resumed := submissions_in(config, metadata):
-        end_leftovers(config, resumed)
+        abort_open_transactions(config, resumed)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from local.job import skip_restore_points
 from loop.lease import LEASE_MS, Lease, new_submission
 from loop.messages import load_format
 from loop.model_store import Meta, ModelStore, SignatureError, Stored, new_model_id, unpickle
-from loop.topic_log import SourceLog
+from loop.topic_log import TopicLog
 from settings import Settings, settings
 
 
@@ -42,7 +42,7 @@ def accept(yes: bool) -> None:
     Stop the job first, and submit it again without -s: the positions in its checkpoints are the old topic's.
     """
     config = settings()
-    store, log = ModelStore(config), SourceLog(config)
+    store, log = ModelStore(config), TopicLog(config)
     with closing(log), _lease(store) as lease:
         before = _stored(store)
         meta = deepcopy(before.meta)
@@ -70,7 +70,7 @@ def sign(file: Path) -> None:
     you, or somebody you trust, wrote.
     """
     config = settings()
-    store, log = ModelStore(config), SourceLog(config)
+    store, log = ModelStore(config), TopicLog(config)
     model = file.read_bytes()
     _try_out(config, file, model)
     with closing(log), _lease(store) as lease:
@@ -146,7 +146,7 @@ def _stored(store: ModelStore) -> Stored:
     return stored
 
 
-def _bounds(log: SourceLog, meta: Meta) -> dict[int, tuple[int, int]]:
+def _bounds(log: TopicLog, meta: Meta) -> dict[int, tuple[int, int]]:
     """Return the topic's bounds, refusing a topic that lacks a partition which the model has learned from."""
     bounds = log.bounds()
     missing = sorted(meta.progress.keys() - bounds.keys())
@@ -161,7 +161,7 @@ def _bounds(log: SourceLog, meta: Meta) -> dict[int, tuple[int, int]]:
 
 
 def _accepted(
-    log: SourceLog, meta: Meta, bounds: dict[int, tuple[int, int]], same_topic: bool
+    log: TopicLog, meta: Meta, bounds: dict[int, tuple[int, int]], same_topic: bool
 ) -> dict[int, int]:
     """Return {partition: next offset to learn}, and print each with what is skipped."""
     progress = {}
@@ -176,7 +176,7 @@ def _accepted(
     return progress
 
 
-def _skipped(log: SourceLog, meta: Meta, partition: int, before: int, first: int, end: int) -> str:
+def _skipped(log: TopicLog, meta: Meta, partition: int, before: int, first: int, end: int) -> str:
     """Return what is not learned of a partition, as the end of a line; "" where that is nothing."""
     if first > before:
         return f"; {first - before} messages that were deleted unread are skipped"

@@ -29,7 +29,7 @@ from harness.redis_proxy import RedisProxy
 from harness.stack import FLINK, Stack, until
 from local import brokers
 from loop.model_store import ModelStore, Stored, StoreError
-from loop.topic_log import SourceLog
+from loop.topic_log import TopicLog
 from settings import HERE
 
 LONG = 240  # seconds that a busy machine may take for a recovery of seconds
@@ -46,7 +46,7 @@ class Trial:
         self.stack = parts.named(learner=learner)
         self.settings = self.stack.settings
         self.proxy = RedisProxy(self.settings.redis_port)
-        self.store, self.log = ModelStore(self.settings), SourceLog(self.settings)
+        self.store, self.log = ModelStore(self.settings), TopicLog(self.settings)
         self.redis_folder = self.settings.run_dir / "redis"
         self.proof = Proof(self.settings, self.redis_folder)
         self.jobs: list[str] = []

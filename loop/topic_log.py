@@ -31,11 +31,11 @@ Records = list[tuple[int, bytes | None]]  # offset and payload
 log = logging.getLogger(__name__)
 
 
-class SourceLogError(UserError, RuntimeError):
+class TopicLogError(UserError, RuntimeError):
     """Kafka did not answer, or not in time; the text names topic and partition."""
 
 
-class SourceLog:
+class TopicLog:
     """One topic as Kafka holds it, the input topic by default; connects at the first question.
 
     Records of aborted and of open transactions are not read, as Flink does not deliver them either,
@@ -66,7 +66,7 @@ class SourceLog:
         finally:
             admin.close()
         if not found:
-            raise SourceLogError(f"Kafka has no topic {self.topic}: create it, or set INPUT_TOPIC.")
+            raise TopicLogError(f"Kafka has no topic {self.topic}: create it, or set INPUT_TOPIC.")
         return str(found)
 
     def cluster_id(self) -> str:
@@ -150,7 +150,7 @@ class SourceLog:
                     # An open transaction, or a broker that has just started, may hold readers below ``end``.
                     at = self._end_reached(message, at)
                     if at < end and time.monotonic() > deadline:
-                        raise SourceLogError(
+                        raise TopicLogError(
                             f"Kafka gave no records of {self.topic} partition {partition} from offset "
                             f"{at} for {ANSWER_SECONDS} s."
                         )
@@ -170,7 +170,7 @@ class SourceLog:
             consumer.unassign()
 
     def _end_reached(self, message: Message | None, at: int) -> int:
-        """Return the end that the message marks, or ``at``; raises ``SourceLogError`` for a lasting fault."""
+        """Return the end that the message marks, or ``at``; raises ``TopicLogError`` for a lasting fault."""
         error = message.error() if message is not None else None
         if message is None or error is None or error.retriable():
             return at
@@ -233,7 +233,7 @@ class SourceLog:
 
         return answer
 
-    def _error(self, error: KafkaError) -> SourceLogError:
+    def _error(self, error: KafkaError) -> TopicLogError:
         where = self.settings.kafka_bootstrap_servers
         said = error.str().rstrip(".")
-        return SourceLogError(f"Kafka at {where} was asked about topic {self.topic}: {said}.")
+        return TopicLogError(f"Kafka at {where} was asked about topic {self.topic}: {said}.")

@@ -27,7 +27,7 @@ from loop.model_store import (
     StoreError,
     new_model_id,
 )
-from loop.topic_log import SourceLog
+from loop.topic_log import TopicLog
 from loop.transactions import topic_with_outputs
 from settings import Settings
 
@@ -63,7 +63,7 @@ class Trainer:
         self.settings = settings
         self.format = load_format(settings.message_format)
         self.store = ModelStore(settings)
-        self.log = SourceLog(settings)
+        self.log = TopicLog(settings)
         self.lease = Lease(self.store, submission)
         self.meta = Meta()
         self.learner: Learner

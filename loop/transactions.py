@@ -16,7 +16,7 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.structs import OffsetAndMetadata
 
 from loop.model_store import SUBMISSION
-from loop.topic_log import SourceLog
+from loop.topic_log import TopicLog
 from settings import Settings
 
 MODEL_HEADER = (
@@ -46,7 +46,7 @@ def submissions_in(config: Settings, checkpoint: bytes) -> set[str]:
     return {match["submission"] for match in found}
 
 
-def end_leftovers(config: Settings, resumed: Iterable[str] = ()) -> None:
+def abort_open_transactions(config: Settings, resumed: Iterable[str] = ()) -> None:
     """Abort the transactions that submissions of this model left open, but for those that Flink resumes.
 
     Readers of committed messages wait for open transactions. Call it with the model's lease, so that no owner lives. Where
@@ -121,7 +121,7 @@ def _left(config: Settings, names: Iterable[str], resumed: set[str]) -> Iterator
 
 def _bounds(config: Settings, topic: str, isolation: str) -> dict[int, tuple[int, int]]:
     """Return {partition: (first offset, offset after the last that such a reader sees)}."""
-    with closing(SourceLog(config, topic, isolation)) as records:
+    with closing(TopicLog(config, topic, isolation)) as records:
         bounds = records.bounds()
         if isolation == "read_uncommitted":
             return bounds
@@ -135,7 +135,7 @@ def _inputs(
     config: Settings, topic: str, spans: Mapping[int, tuple[int, int]], isolation: str
 ) -> Iterator[tuple[int, int]]:
     """Yield partition and offset of the input of each of this model's outputs in the spans; others may write there, too."""
-    with closing(SourceLog(config, topic, isolation)) as records:
+    with closing(TopicLog(config, topic, isolation)) as records:
         for partition, (start, end) in spans.items():
             with closing(records.messages(partition, start, end)) as pieces:
                 yield from filter(

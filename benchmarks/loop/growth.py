@@ -22,7 +22,7 @@ from benchmarks.loop.measure import figure, fill, fill_in_transactions, pace
 from harness.stack import Stack, until
 from loop import messages
 from loop.messages import Format
-from loop.topic_log import SourceLog
+from loop.topic_log import TopicLog
 from loop.trainer import Trainer
 from settings import Settings
 from udf_model import learn_fast
@@ -159,7 +159,7 @@ def transactions(stack: Stack, total: int, rounds: int) -> dict[str, Any]:
 
 def learning_rate(view: Stack, total: int) -> float:
     """Return samples/s over the last three quarters of the ``total`` samples that wait, by the model's commits."""
-    log = SourceLog(view.settings)
+    log = TopicLog(view.settings)
     end = log.bounds()[0][1] - 1  # the last offset may be a marker
     log.close()
     watch = Watch(watch_redis(view.settings))

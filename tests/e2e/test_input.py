@@ -15,7 +15,7 @@ from local import brokers
 from local.job import Job
 from loop.messages import DIGITS
 from loop.model_store import ModelStore
-from loop.topic_log import SourceLog
+from loop.topic_log import TopicLog
 from tests.e2e.test_loop import run
 
 X = [i % 17 for i in range(64)]
@@ -53,7 +53,7 @@ def test_after_accept_the_next_run_gives_each_message_one_output(parts):
     The first test of this file: no other job may write checkpoints beside it.
     """
     stack = parts.start("kafka", "redis", *FLINK).named(learner="sgd")
-    settings, log = stack.settings, SourceLog(stack.settings)
+    settings, log = stack.settings, TopicLog(stack.settings)
     first = stack.submit_job()
     produce(producer(stack), stack, "old", 100)
     until(lambda: log.committed() == {0: 100}, 120, "a checkpoint is at 100")

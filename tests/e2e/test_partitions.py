@@ -12,7 +12,7 @@ from harness.proof import Proof, read_committed
 from harness.stack import Stack, redis_admin, until
 from loop.messages import DIGITS
 from loop.model_store import ModelStore
-from loop.topic_log import SourceLog
+from loop.topic_log import TopicLog
 
 X, LABELS = load_digits(return_X_y=True)
 
@@ -42,7 +42,7 @@ def test_partitions_are_learned_once_each_also_one_added_and_a_gap_in_one_of_two
     stack = parts.start("kafka", "redis", "jobmanager", "taskmanager").named(
         partitions=2, learner="sgd"
     )
-    store, log = ModelStore(stack.settings), SourceLog(stack.settings)
+    store, log = ModelStore(stack.settings), TopicLog(stack.settings)
     redis_admin(stack.settings).config_set("auto-aof-rewrite-percentage", 0)
     proof = Proof(stack.settings, stack.settings.run_dir / "redis")
     job = stack.submit_job()

@@ -9,7 +9,7 @@ from confluent_kafka import Producer
 from harness.stack import Stack, until
 from loop.clients import Reader
 from loop.messages import DIGITS
-from loop.topic_log import SourceLog
+from loop.topic_log import TopicLog
 from loop.transactions import first_open_inputs
 from page.teacher import NewestSamples
 
@@ -42,7 +42,7 @@ def send(
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_gap_checks_read_every_codec(names, codec):
     send(names, codec, names.settings.input_topic, [SAMPLE] * 20)
-    log = SourceLog(names.settings)
+    log = TopicLog(names.settings)
     assert log.read(0, 5, 20) == [(offset, SAMPLE) for offset in range(5, 20)]
     log.close()
 

@@ -12,7 +12,7 @@ from loop.lease import new_submission
 from loop.model_store import ModelStore
 from loop.transactions import (
     MODEL_HEADER,
-    end_leftovers,
+    abort_open_transactions,
     submissions_in,
     topic_with_outputs,
     transactional_prefix,
@@ -101,7 +101,7 @@ def test_what_a_dead_submission_left_open_is_ended_and_read_again(loop, leave_op
     leave_open(
         ids(config, mine, config.reject_topic), orjson.dumps(REJECT), topic=config.reject_topic
     )
-    end_leftovers(config)
+    abort_open_transactions(config)
     assert not open_ids(config) & {ids(config, mine), ids(config, mine, config.reject_topic)}
     assert committed(config) == 30
 
@@ -132,7 +132,7 @@ def test_transactions_of_other_pipelines_are_left_alone(loop, leave_open):
     for name in others.values():
         leave_open(name, orjson.dumps(OUTPUT))
     leave_open(ids(config, mine), orjson.dumps(OUTPUT | {"offset": 90}))
-    end_leftovers(config)
+    abort_open_transactions(config)
     assert set(others.values()) <= open_ids(config)
     assert ids(config, mine) not in open_ids(config)
 
@@ -157,7 +157,7 @@ def test_foreign_records_behind_an_open_transaction_are_passed_over(loop, leave_
     leave_open("foreign", *FOREIGN.values())
     of_another_model = [(MODEL_HEADER, b"another")]
     leave_open("another", orjson.dumps(OUTPUT | {"offset": 5}), headers=of_another_model)
-    end_leftovers(config)
+    abort_open_transactions(config)
     assert ids(config, mine) not in open_ids(config)
     assert committed(config) == 40
 
@@ -174,11 +174,11 @@ def test_only_the_submission_that_is_resumed_keeps_its_transactions(loop, leave_
         + b"\x80\x01"
     )
     assert submissions_in(config, metadata) == {resumed}
-    end_leftovers(config, {resumed})
+    abort_open_transactions(config, {resumed})
     assert ids(config, resumed) in open_ids(config)
     assert ids(config, between) not in open_ids(config)
     assert committed(config) == 100  # Flink goes on from the checkpoint's own offsets
-    end_leftovers(config)
+    abort_open_transactions(config)
     assert committed(config) == 40
 
 

@@ -21,7 +21,7 @@ from harness.stack import Stack, until
 from learners.learner import load_learner, sgd
 from loop.messages import DIGITS
 from loop.model_store import LeaseError, ModelStore, SignatureError
-from loop.topic_log import SourceLogError
+from loop.topic_log import TopicLogError
 from settings import HERE, Settings
 from tests.integration.test_trainer import feed, loop, remake_topic, send, tasks, weights
 
@@ -113,7 +113,7 @@ def test_accept_learns_nothing_twice_and_leaves_nothing_out(loop, tasks, admin):
 def test_accept_refuses_a_topic_that_does_not_exist(loop, tasks, admin):
     task = trained(loop, tasks)
     before = task.store.read()
-    with pytest.raises(SourceLogError, match=r"no topic mistyped: create it, or set INPUT_TOPIC"):
+    with pytest.raises(TopicLogError, match=r"no topic mistyped: create it, or set INPUT_TOPIC"):
         admin("accept", "--yes", settings=changed(loop, input_topic="mistyped"))
     assert task.store.read() == before
     client = KafkaAdminClient(**loop.settings.kafka_client())

@@ -17,7 +17,7 @@ from harness.page import Page, a_model, commit, drawing, serving
 from harness.stack import Stack, until
 from loop.messages import DIGITS
 from loop.model_store import Meta, ModelStore, Stored, new_model_id
-from loop.topic_log import SourceLog
+from loop.topic_log import TopicLog
 from page.http import REQUEST_SECONDS, THREADS
 
 
@@ -265,7 +265,7 @@ def of_cluster(cluster: str, version: int) -> Stored:
 
 def test_only_models_of_this_pages_kafka_are_served(page: Page):
     store = ModelStore(page.stack.settings)
-    log = SourceLog(page.stack.settings)
+    log = TopicLog(page.stack.settings)
     serves(page, commit(store, store.read(), of_cluster(log.cluster_id(), 2)))
     page.stack.pause("kafka")
     try:

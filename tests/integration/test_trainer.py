@@ -21,7 +21,7 @@ from local.brokers import create_topics
 from loop.lease import LEASE_MS, RENEW_SECONDS, new_submission
 from loop.messages import DIGITS, MAX_RECORD_BYTES
 from loop.model_store import AwayError, ModelStore
-from loop.topic_log import SourceLog
+from loop.topic_log import TopicLog
 from loop.trainer import StopJob, Trainer
 from loop.transactions import start_at_the_model
 from settings import HERE
@@ -184,7 +184,7 @@ def test_a_model_names_its_kafka_cluster_and_older_ones_get_it(loop, tasks):
     send(loop, 0, 100)
     task = tasks()
     feed(task, 0, 50)
-    cluster = SourceLog(loop.settings).cluster_id()
+    cluster = TopicLog(loop.settings).cluster_id()
     assert cluster
     assert task.store.read().meta.cluster_id == cluster
     task.close()

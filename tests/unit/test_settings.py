@@ -17,14 +17,14 @@ from forecast.store import StoreError as ForecastStoreError
 from local.process import StackError
 from loop.clients import ClientError
 from loop.model_store import LeaseError, StoreError
-from loop.topic_log import SourceLogError
+from loop.topic_log import TopicLogError
 from settings import HERE, Settings, SettingsError, one_line
 
 OURS = [
     SettingsError,
     StoreError,
     LeaseError,
-    SourceLogError,
+    TopicLogError,
     ClientError,
     StackError,
     BadInput,
