@@ -43,7 +43,7 @@ def asks() -> bool:
 
 def clear(store: ModelStore, key: bytes) -> bool:
     """Delete one key and return whether it existed; the model key goes with its meta and state."""
-    if key != store.keys[0].encode():
+    if key != store.keys.model.encode():
         return bool(store.redis.delete(key))
     return store.clear()
 
@@ -51,7 +51,7 @@ def clear(store: ModelStore, key: bytes) -> bool:
 def all_keys(store: ModelStore) -> list[bytes]:
     """Return the name of every key, the model's parts as its one key; the lease of a running job is left out."""
     model = {key.encode() for key in store.keys}
-    return [*sorted(set(store.redis.scan_iter()) - model), store.keys[0].encode()]
+    return [*sorted(set(store.redis.scan_iter()) - model), store.keys.model.encode()]
 
 
 def shown(key: bytes) -> str:

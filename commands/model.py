@@ -119,7 +119,7 @@ def resign(old_key: Path) -> None:
         except SignatureError as error:
             raise click.ClickException(f"Not with the key in {old_key}: {error}") from None
         if before is None:
-            raise click.ClickException(f"Redis holds no model under {store.keys[0]}.")
+            raise click.ClickException(f"Redis holds no model under {store.keys.model}.")
         meta = deepcopy(before.meta)
         store.commit(before, meta, before.model, before.state, lease.submission, LEASE_MS)
     click.echo(
@@ -142,7 +142,7 @@ def _lease(store: ModelStore) -> Iterator[Lease]:
 def _stored(store: ModelStore) -> Stored:
     stored = store.read(with_state=True)
     if stored is None or stored.cleared:
-        raise click.ClickException(f"Redis holds no model under {store.keys[0]}.")
+        raise click.ClickException(f"Redis holds no model under {store.keys.model}.")
     return stored
 
 

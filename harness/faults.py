@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -343,7 +343,7 @@ def wake_a_stale_task(t: Trial) -> None:
     stopped, first = t.workers(), t.jobs[-1]
     for process in stopped:
         process.send_signal(signal.SIGSTOP)
-    until(lambda: not t.store.redis.exists(t.store.keys[3]), 60, "the lease is gone")
+    until(lambda: not t.store.redis.exists(t.store.keys.lease), 60, "the lease is gone")
     t.submit()
     t.recovered()
     for process in stopped:
@@ -495,23 +495,23 @@ def accept(t: Trial) -> None:
 
 def empty_redis(t: Trial) -> None:
     """The job says what is gone and does not start over; a person puts the backup back."""
-    lose_keys(t, t.store.keys[:3], "Redis holds no model", lambda: t.store.redis.flushall())
+    lose_keys(t, t.store.keys.committed, "Redis holds no model", lambda: t.store.redis.flushall())
 
 
 def delete_one_key(t: Trial) -> None:
-    key = t.rng.choice([key for key in t.store.keys[:3] if t.store.redis.exists(key)])
+    key = t.rng.choice([key for key in t.store.keys.committed if t.store.redis.exists(key)])
     sentence = {0: "is gone while", 1: "unsigned model", 2: "is not the state"}[
         t.store.keys.index(key)
     ]
     lose_keys(t, [key], sentence, lambda: t.store.redis.delete(key))
 
 
-def lose_keys(t: Trial, keys: list[str], sentence: str, lose: Callable[[], object]) -> None:
+def lose_keys(t: Trial, keys: Sequence[str], sentence: str, lose: Callable[[], object]) -> None:
     """Lose keys while no commit comes between, wait for the job's sentence, and put them back as they were."""
     workers = t.workers()
     for process in workers:
         process.send_signal(signal.SIGSTOP)
-    store, (model, meta, state) = t.store.redis, t.store.keys[:3]
+    store, (model, meta, state) = t.store.redis, t.store.keys.committed
     lost: dict = {key: store.hgetall(key) if key == meta else store.get(key) for key in keys}
     lose()
     for process in workers:

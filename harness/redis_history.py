@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from loop.model_store import Meta
+from loop.model_store import Keys, Meta
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def versions(texts: list[bytes], key: str) -> Iterator[Version]:
 
     ``texts``: the contents of the append-only files, from the empty store on.
     """
-    names = [name.encode() for name in (key, f"{{{key}}}:meta", f"{{{key}}}:state")]
+    names = [name.encode() for name in Keys.of(key).committed]
     model, fields, state = b"", {}, bytearray()  # type: tuple[bytes, dict[str, bytes], bytearray]
     in_transaction, touched = False, False
     for command in _commands(texts):

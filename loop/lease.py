@@ -60,8 +60,7 @@ class Lease:
 
     def __init__(self, store: ModelStore, submission: str) -> None:
         self.submission = submission
-        self.model = store.keys[0]
-        self.keys = [store.keys[3], store.keys[1]]
+        self.keys = store.keys
         self.redis = store.redis
         self._take = self.redis.register_script(_TAKE)
         self._give_back = self.redis.register_script(_GIVE_BACK)
@@ -76,9 +75,9 @@ class Lease:
         last = None
         while (left := self._try(lease_ms)) >= 0:
             if last is not None and left > last:
-                holder = (self.redis.get(self.keys[0]) or b"?").decode(errors="replace")
+                holder = (self.redis.get(self.keys.lease) or b"?").decode(errors="replace")
                 raise LeaseError(
-                    f"Another submission of this job ({holder}) is running on the model {self.model}: "
+                    f"Another submission of this job ({holder}) is running on the model {self.keys.model}: "
                     "stop it first. A second pipeline needs its own MODEL_KEY and KAFKA_GROUP."
                 )
             last = left
@@ -86,7 +85,9 @@ class Lease:
                 min(RENEW_SECONDS / 3, left / 1000) + 0.01
             )  # often enough to see a renewal at once
         if left == SUPERSEDED:
-            newest = (self.redis.hget(self.keys[1], "submission") or b"?").decode(errors="replace")
+            newest = (self.redis.hget(self.keys.meta, "submission") or b"?").decode(
+                errors="replace"
+            )
             raise LeaseError(
                 f"A newer submission of this job ({newest}) has taken over the model; this one ends."
             )
@@ -102,7 +103,7 @@ class Lease:
         if self._thread:
             self._thread.join(timeout=RENEW_SECONDS)
         try:
-            self._give_back(keys=self.keys[:1], args=[self.submission])
+            self._give_back(keys=[self.keys.lease], args=[self.submission])
         except redis.RedisError as error:
             log.warning(
                 "lease %s was not given back, it runs out by itself: %s", self.submission, error
@@ -111,13 +112,14 @@ class Lease:
     def _try(self, lease_ms: int) -> int:
         """Ask for the lease once; returns ``TAKEN``, ``SUPERSEDED`` or how long another's lasts, in ms."""
         try:
-            return self._take(keys=self.keys, args=[self.submission, lease_ms, LEASE_MS])
+            keys = [self.keys.lease, self.keys.meta]
+            return self._take(keys=keys, args=[self.submission, lease_ms, LEASE_MS])
         except redis.ResponseError as error:
             if "WRONGTYPE" not in str(error):
                 raise
             raise LeaseError(
-                f"One of the Redis keys {' and '.join(self.keys)} is of another type than the model's: "
-                f"start over with python redis_clear.py {self.model}."
+                f"One of the Redis keys {self.keys.lease} and {self.keys.meta} is of another type than the "
+                f"model's: start over with python redis_clear.py {self.keys.model}."
             ) from error
 
     def _renew(self) -> None:

@@ -1,7 +1,6 @@
 """The model in Redis: one atomic, compare-and-set commit of the model and of how far it has learned.
 
-Three keys in one slot: MODEL_KEY (the pickled estimator), {MODEL_KEY}:meta (a hash) and {MODEL_KEY}:state (what only
-training needs). Nothing is unpickled that is not signed with this installation's key.
+``Keys`` names the Redis keys. Nothing is unpickled that is not signed with this installation's key.
 """
 
 import hashlib
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 import redis
@@ -83,6 +82,40 @@ redis.call('HSET', KEYS[2], unpack(ARGV, 3))
 redis.call('PUBLISH', ARGV[2], 'cleared')
 return existed
 """
+
+
+class Keys(NamedTuple):
+    """The Redis keys of one model, all in one slot; the scripts get them in this order.
+
+    ``model``: the pickled estimator. ``meta``: a hash. ``state``: what only training needs.
+    ``lease``: the submission that owns the model.
+    """
+
+    model: str
+    meta: str
+    state: str
+    lease: str
+
+    @classmethod
+    def of(cls, model_key: str) -> "Keys":
+        """Return the keys that belong to ``MODEL_KEY``."""
+        slot = f"{{{model_key}}}"
+        return cls(model_key, f"{slot}:meta", f"{slot}:state", f"{slot}:lease")
+
+    @property
+    def committed(self) -> tuple[str, str, str]:
+        """Return the keys that a commit writes together."""
+        return self.model, self.meta, self.state
+
+    @property
+    def history(self) -> str:
+        """Return the key of the page's history, which outlives the model."""
+        return f"{{{self.model}}}:history"
+
+    @property
+    def updates(self) -> str:
+        """Return the channel on which each commit is published."""
+        return f"{self.model}:updates"
 
 
 class StoreError(UserError, RuntimeError):
@@ -246,9 +279,7 @@ class ModelStore:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        key = settings.model_key
-        self.keys = [key, f"{{{key}}}:meta", f"{{{key}}}:state", f"{{{key}}}:lease"]
-        self.channel = f"{key}:updates"
+        self.keys = Keys.of(settings.model_key)
         # redis-py's types say that any answer may be an awaitable.
         self.redis: Any = redis.Redis(
             **settings.redis_client(), socket_timeout=5, socket_connect_timeout=2
@@ -264,7 +295,7 @@ class ModelStore:
     def sign(self, model: bytes, values: dict[str, bytes]) -> str:
         """Return the HMAC-SHA256 over key name, fields and model, each preceded by its length."""
         parts = [
-            self.keys[0].encode(),
+            self.keys.model.encode(),
             *(part for name in sorted(values) for part in (name.encode(), values[name])),
             model,
         ]
@@ -277,7 +308,7 @@ class ModelStore:
     def progress(self) -> dict[int, int]:
         """Return {partition: next offset to learn} as it stands there, unchecked: whether it may be used, the job says."""
         found = self.redis.hmget(
-            self.keys[1], "progress", "starts"
+            self.keys.meta, "progress", "starts"
         )  # a cleared mark has starts alone
         try:
             texts = [orjson.loads(text or b"{}") for text in found]
@@ -290,10 +321,10 @@ class ModelStore:
     def read(self, with_state: bool = False) -> Stored | None:
         """Return what is stored, None where there is nothing; raises ``IncompleteError`` or ``SignatureError``."""
         with self.redis.pipeline(transaction=True) as reads:
-            reads.get(self.keys[0])
-            reads.hgetall(self.keys[1])
+            reads.get(self.keys.model)
+            reads.hgetall(self.keys.meta)
             if with_state:
-                reads.get(self.keys[2])
+                reads.get(self.keys.state)
             try:
                 answers = reads.execute()
             except redis.ResponseError as error:
@@ -308,7 +339,7 @@ class ModelStore:
         stored = Stored(model, Meta.loads(found), (answers[2] or b"") if with_state else b"")
         if with_state and hashlib.sha256(stored.state).hexdigest() != stored.meta.state_sha256:
             raise SignatureError(
-                f"Redis key {self.keys[2]} is not the state that was committed with the model; put the "
+                f"Redis key {self.keys.state} is not the state that was committed with the model; put the "
                 "three keys back together or run python redis_clear.py."
             )
         return stored
@@ -317,7 +348,7 @@ class ModelStore:
         """Return a sentence for a key of another type than the model's, and any other error as it is."""
         if "WRONGTYPE" not in str(error):
             return error
-        name = self.keys[0]
+        name = self.keys.model
         return IncompleteError(
             f"One of the Redis keys {', '.join(self.keys)} is of another type than the model's: put the "
             f"model back from a backup, or start over with python redis_clear.py {name}."
@@ -325,7 +356,7 @@ class ModelStore:
 
     def _check(self, model: bytes, found: dict[str, bytes]) -> None:
         """Raise unless ``found`` is a whole, signed meta of ``model``."""
-        name = self.keys[0]
+        name = self.keys.model
         if not found:
             raise SignatureError(
                 f"Redis key {name} holds an unsigned model, which is not opened. If you trust it, sign it with "
@@ -333,7 +364,7 @@ class ModelStore:
             )
         if not model and "cleared_at" not in found:
             raise IncompleteError(
-                f"Redis key {name} is gone while {self.keys[1]} is still there: put it back from a "
+                f"Redis key {name} is gone while {self.keys.meta} is still there: put it back from a "
                 f"backup, or start over with python redis_clear.py {name}."
             )
         signature = found.pop("signature", b"").decode("ascii", "replace")
@@ -376,7 +407,7 @@ class ModelStore:
             meta.commit_id,
             submission,
             lease_ms,
-            self.channel,
+            self.keys.updates,
             had_model,
             had_state,
             len(flat),
@@ -442,7 +473,7 @@ class ModelStore:
             values["signature"] = self.sign(b"", values).encode()
             flat = [part for item in values.items() for part in item]
             expected = old.commit_id or self._field("commit_id")
-            existed = self._clear(keys=self.keys, args=[expected, self.channel, *flat])
+            existed = self._clear(keys=self.keys, args=[expected, self.keys.updates, *flat])
             if existed >= 0:
                 return bool(existed)
 
@@ -451,7 +482,7 @@ class ModelStore:
         try:
             with self.redis.pipeline(transaction=True) as reads:
                 model, meta, state = (
-                    reads.get(self.keys[0]).exists(self.keys[1]).get(self.keys[2]).execute()
+                    reads.get(self.keys.model).exists(self.keys.meta).get(self.keys.state).execute()
                 )
         except redis.ResponseError as error:
             raise self._wrong_type(error) from error
@@ -461,9 +492,9 @@ class ModelStore:
         """Return the submission that committed last, "" where none has; raises ``SignatureError`` for what is none."""
         found = self._field("submission").decode(errors="replace")
         if found and not SUBMISSION.fullmatch(found):
-            name = self.keys[0]
+            name = self.keys.model
             raise SignatureError(
-                f"Redis key {self.keys[1]} was changed after it was signed: {found!r:.80} is no submission. Put the "
+                f"Redis key {self.keys.meta} was changed after it was signed: {found!r:.80} is no submission. Put the "
                 f"model back from a backup, or start over with python redis_clear.py {name}."
             )
         return found
@@ -471,7 +502,7 @@ class ModelStore:
     def _field(self, name: str) -> bytes:
         """Return one field of a meta whose signature is not checked, b"" where there is none."""
         try:
-            return self.redis.hget(self.keys[1], name) or b""
+            return self.redis.hget(self.keys.meta, name) or b""
         except redis.ResponseError as error:
             if "WRONGTYPE" not in str(error):
                 raise
@@ -562,7 +593,7 @@ class ModelWatcher:
     def _follow(self, store: ModelStore) -> None:
         """Take each newer model until the end."""
         with store.redis.pubsub(ignore_subscribe_messages=True) as messages:
-            messages.subscribe(store.channel)
+            messages.subscribe(store.keys.updates)
             while not self._stop.is_set():
                 self._take(store)
                 if messages.get_message(timeout=1):

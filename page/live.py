@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 import redis
 
-from loop.model_store import ModelWatcher, Stored
+from loop.model_store import Keys, ModelWatcher, Stored
 from loop.scores import SamplesPerSecond
 from page.teacher import SAID_FOR, NewestSamples
 from settings import Settings
@@ -41,7 +41,7 @@ class History:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.key = f"{{{settings.model_key}}}:history"
+        self.key = Keys.of(settings.model_key).history
         self.points: list[list] = []
         self._redis = redis.Redis(
             **settings.redis_client(), socket_timeout=2, socket_connect_timeout=2

@@ -23,6 +23,7 @@ from confluent_kafka import Producer
 from benchmarks.loop.measure import samples
 from harness.stack import Stack, until
 from local.process import port_is_free
+from loop.model_store import Keys
 from settings import HERE, Settings
 
 ASK_SECONDS = 0.003  # between two questions to the page
@@ -86,14 +87,12 @@ def watch_redis(config: Settings) -> Callable[[Watch], None]:
     """Return what waits for Redis to tell of a commit and reads how far it goes."""
 
     def watch(to: Watch) -> None:
-        client = redis.Redis(**config.redis_client())
+        client, keys = redis.Redis(**config.redis_client()), Keys.of(config.model_key)
         with client.pubsub(ignore_subscribe_messages=True) as told:
-            told.subscribe(f"{config.model_key}:updates")
+            told.subscribe(keys.updates)
             while not to.stop.is_set():
                 if told.get_message(timeout=1):
-                    progress = json.loads(
-                        client.hget(f"{{{config.model_key}}}:meta", "progress") or b"{}"
-                    )
+                    progress = json.loads(client.hget(keys.meta, "progress") or b"{}")
                     to.note(progress.get("0", 0))
 
     return watch

@@ -63,9 +63,9 @@ def follow_commits() -> None:
     """Note when each version was committed."""
     store = ModelStore(settings())
     with store.redis.pubsub(ignore_subscribe_messages=True) as commits:
-        commits.subscribe(store.channel)
+        commits.subscribe(store.keys.updates)
         for _ in commits.listen():
-            version, saved_at = store.redis.hmget(store.keys[1], "version", "saved_at")
+            version, saved_at = store.redis.hmget(store.keys.meta, "version", "saved_at")
             SAVED.setdefault(int(version or 0), float(saved_at or 0))
 
 

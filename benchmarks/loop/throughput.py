@@ -19,6 +19,7 @@ import redis
 from benchmarks.loop.measure import Pace, figure, pace
 from harness.stack import Stack
 from local.bootstrap import CONTENDERS_VENV
+from loop.model_store import Keys
 from settings import HERE
 
 CONTENDERS = HERE / "benchmarks" / "contenders"
@@ -141,9 +142,8 @@ def run_once(stack: Stack, contender: Contender, total: int, seconds: float) -> 
         found = pace(view.settings, view.settings.predict_topic, total, seconds, stack)
         if contender.name == OURS:
             client = redis.Redis(**view.settings.redis_client())
-            samples, commits = client.hmget(
-                f"{{{view.settings.model_key}}}:meta", "samples", "version"
-            )
+            meta = Keys.of(view.settings.model_key).meta
+            samples, commits = client.hmget(meta, "samples", "version")
             found.per_commit = round(int(samples) / int(commits))
     return found
 

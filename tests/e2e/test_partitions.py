@@ -55,7 +55,7 @@ def test_partitions_are_learned_once_each_also_one_added_and_a_gap_in_one_of_two
     learned(stack, {0: 400, 1: 400, 2: 100})
 
     # The store goes back, and only partition 1 gets a new sample: the quiet ones are caught up, too.
-    copied = {key: store.redis.dump(key) for key in store.keys[:3]}
+    copied = {key: store.redis.dump(key) for key in store.keys.committed}
     send(stack, 900, 1200, 3)
     learned(stack, {0: 500, 1: 500, 2: 200})
     for key, value in copied.items():

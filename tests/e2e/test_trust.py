@@ -192,7 +192,7 @@ def test_what_is_unsigned_altered_of_another_key_or_swapped_is_opened_neither_by
     stack, tmp_path
 ):
     store = ModelStore(stack.settings)
-    model, meta, _ = store.keys[:3]
+    model, meta, _ = store.keys.committed
     job = stack.submit_job(LEARNER="sgd")
     send(stack, 50)
     early = learned(stack, 50)

@@ -11,6 +11,7 @@ from redis import Redis
 from benchmarks.loop.measure import fill
 from harness.stack import Stack, until
 from loop.messages import DIGITS, Format
+from loop.model_store import Keys
 from loop.trainer import Trainer
 from udf_model import end_bundles_at_once
 
@@ -113,7 +114,7 @@ def test_a_flood_is_learned_in_large_batches_each_message_by_one_evaluation(stac
     fill(stack.settings, 20_000)
     job = stack.submit_job(LEARNER="sgd")
     client = Redis(**stack.settings.redis_client())
-    key = f"{{{stack.settings.model_key}}}:meta"
+    key = Keys.of(stack.settings.model_key).meta
     until(lambda: int(client.hget(key, "samples") or 0) == 20_000, 240, "20,000 samples learned")
     assert (
         int(client.hget(key, "version")) <= 200

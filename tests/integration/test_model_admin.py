@@ -96,7 +96,7 @@ def test_a_job_that_starts_while_accept_asks_is_refused(loop, tasks, admin):
             answered.set()
             accepting.join()
     assert task.store.read().meta.progress == {0: 100}
-    assert not task.store.redis.exists(task.store.keys[3])
+    assert not task.store.redis.exists(task.store.keys.lease)
 
 
 def test_accept_learns_nothing_twice_and_leaves_nothing_out(loop, tasks, admin):
@@ -275,7 +275,7 @@ def test_a_signed_model_is_what_the_job_goes_on_with(loop, tasks, admin, tmp_pat
     file, store = tmp_path / "model.pkl", ModelStore(loop.settings)
     file.write_bytes(pickle.dumps(fitted(sgd())))
     if unsigned:
-        store.redis.set(store.keys[0], file.read_bytes())
+        store.redis.set(store.keys.model, file.read_bytes())
     done = admin("sign", str(file))
     assert done.exit_code == 0, done.output
     alone = fitted(sgd())
@@ -354,4 +354,4 @@ def test_a_model_signed_after_a_clear_goes_on_where_the_cleared_one_ended(
     file.write_bytes(pickle.dumps(fitted(sgd())))
     assert admin("sign", str(file)).exit_code == 0
     assert task.store.read().meta.progress == {0: 100}
-    until(lambda: not task.store.redis.exists(task.store.keys[3]), 5)
+    until(lambda: not task.store.redis.exists(task.store.keys.lease), 5)

@@ -114,7 +114,7 @@ def test_a_commit_whose_answer_was_lost_recognises_itself(store, monkeypatch):
 
 
 def test_a_commit_without_the_lease_is_refused(store):
-    store.redis.set(store.keys[3], "another")
+    store.redis.set(store.keys.lease, "another")
     with pytest.raises(LeaseError):
         store.commit(None, meta(), MODEL, b"", submission="mine", lease_ms=1000)
     assert store.read() is None
@@ -132,20 +132,20 @@ def test_a_key_that_goes_missing_is_noticed_at_the_next_commit(store, missing):
 
 def test_one_key_without_the_others_is_said(store):
     store.commit(None, meta(), MODEL, b"")
-    store.redis.delete(store.keys[0])
+    store.redis.delete(store.keys.model)
     with pytest.raises(IncompleteError, match=r"is gone while .* is still there"):
         store.read()
 
 
 def test_an_unsigned_pickle_is_not_opened(store):
-    store.redis.set(store.keys[0], pickle.dumps(Opened()))
+    store.redis.set(store.keys.model, pickle.dumps(Opened()))
     with pytest.raises(SignatureError, match="unsigned model"):
         store.read()
 
 
 def test_a_changed_model_is_not_opened(store):
     store.commit(None, meta(), MODEL, b"")
-    store.redis.set(store.keys[0], pickle.dumps(Opened()))
+    store.redis.set(store.keys.model, pickle.dumps(Opened()))
     with pytest.raises(SignatureError):
         store.read()
 
@@ -156,23 +156,23 @@ def test_a_changed_model_is_not_opened(store):
 )
 def test_a_changed_field_is_noticed(store, name, value):
     store.commit(None, meta(), MODEL, b"")
-    store.redis.hset(store.keys[1], name, value)
+    store.redis.hset(store.keys.meta, name, value)
     with pytest.raises(SignatureError):
         store.read()
 
 
 def test_a_changed_state_is_noticed(store):
     store.commit(None, meta(), MODEL, b"state")
-    store.redis.set(store.keys[2], b"stale")
+    store.redis.set(store.keys.state, b"stale")
     with pytest.raises(SignatureError):
         store.read(with_state=True)
 
 
 def test_a_meta_swapped_with_an_older_one_of_the_same_key_is_noticed(store):
     first = store.commit(None, meta(1), MODEL, b"")
-    old = store.redis.hgetall(store.keys[1])
+    old = store.redis.hgetall(store.keys.meta)
     store.commit(first, meta(2), MODEL + b"2", b"")
-    store.redis.hset(store.keys[1], mapping=old)
+    store.redis.hset(store.keys.meta, mapping=old)
     with pytest.raises(SignatureError):
         store.read()
 
@@ -180,8 +180,8 @@ def test_a_meta_swapped_with_an_older_one_of_the_same_key_is_noticed(store):
 def test_a_model_of_another_key_in_the_same_redis_is_noticed(store, redis):
     store.commit(None, meta(), MODEL, b"")
     other = ModelStore(redis.named().settings)
-    other.redis.set(other.keys[0], store.redis.get(store.keys[0]))
-    other.redis.hset(other.keys[1], mapping=store.redis.hgetall(store.keys[1]))
+    other.redis.set(other.keys.model, store.redis.get(store.keys.model))
+    other.redis.hset(other.keys.meta, mapping=store.redis.hgetall(store.keys.meta))
     with pytest.raises(SignatureError):
         other.read()
 
@@ -218,7 +218,7 @@ def test_clearing_leaves_a_signed_mark_and_says_whether_there_was_a_model(store)
 
 
 def test_clearing_works_on_what_can_not_be_read(store):
-    store.redis.set(store.keys[0], b"unsigned")
+    store.redis.set(store.keys.model, b"unsigned")
     assert store.clear()
     assert store.read().cleared
 
@@ -226,10 +226,10 @@ def test_clearing_works_on_what_can_not_be_read(store):
 def test_a_field_of_a_later_version_is_gone_after_the_next_commit(store):
     first = store.commit(None, meta(1), MODEL, b"")
     fields = {
-        k.decode(): v for k, v in store.redis.hgetall(store.keys[1]).items() if k != b"signature"
+        k.decode(): v for k, v in store.redis.hgetall(store.keys.meta).items() if k != b"signature"
     }
     fields["of_a_later_version"] = b"1"
-    store.redis.hset(store.keys[1], mapping=fields | {"signature": store.sign(MODEL, fields)})
+    store.redis.hset(store.keys.meta, mapping=fields | {"signature": store.sign(MODEL, fields)})
     assert store.read() == first
     second = store.commit(store.read(), meta(2), MODEL, b"")
     assert store.read() == second
@@ -250,7 +250,7 @@ def test_a_key_of_another_type_is_said_in_a_sentence(store, key):
 
 def test_a_field_whose_name_is_not_utf_8_is_a_sentence_and_can_be_cleared(store):
     store.commit(None, meta(), MODEL, b"")
-    store.redis.hset(store.keys[1], b"\xff", 1)
+    store.redis.hset(store.keys.meta, b"\xff", 1)
     with pytest.raises(SignatureError):
         store.read()
     assert store.clear()
@@ -266,7 +266,7 @@ def test_submissions_sort_by_their_order_also_when_the_clock_goes_back(store, ne
     first = new_submission(store)
     assert first > newest
     store.commit(stored, meta(2), MODEL, b"", submission=first, lease_ms=1000)
-    store.redis.delete(store.keys[3])
+    store.redis.delete(store.keys.lease)
     assert new_submission(store) > first
     store.clear()
     after = new_submission(store)
@@ -280,12 +280,12 @@ def test_submissions_of_one_moment_differ_and_sort(store):
         assert new_submission(store) > newest
         newest = new_submission(store)
         stored = store.commit(stored, meta(version), MODEL, b"", submission=newest, lease_ms=1000)
-        store.redis.delete(store.keys[3])
+        store.redis.delete(store.keys.lease)
 
 
 def test_a_lease_without_an_end_runs_out(store, monkeypatch):
     monkeypatch.setattr("loop.lease.LEASE_MS", 200)
-    store.redis.set(store.keys[3], "out of a backup")
+    store.redis.set(store.keys.lease, "out of a backup")
     Lease(store, new_submission(store)).take(1000)
 
 
@@ -334,7 +334,7 @@ def test_a_watcher_sees_each_newer_model_soon_and_never_goes_back(store):
         again = store.commit(cleared, replace(meta(1), model_id=new_model_id()), MODEL, b"")
         until(lambda: watcher.current.meta.model_id == again.meta.model_id, 30)
         assert seen == sorted(seen)
-        store.redis.set(store.keys[0], b"unsigned")
+        store.redis.set(store.keys.model, b"unsigned")
         until(lambda: watcher.error, 30)
         assert watcher.current.meta == again.meta
     finally:

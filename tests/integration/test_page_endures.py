@@ -163,20 +163,20 @@ def event(page: Page, kind: str) -> list:
 
 
 def broken_field(store: ModelStore) -> None:
-    store.redis.hset(store.keys[1], b"\xff\xfe", "1")
+    store.redis.hset(store.keys.meta, b"\xff\xfe", "1")
 
 
 def other_type(store: ModelStore) -> None:
-    store.redis.delete(store.keys[1])
-    store.redis.rpush(store.keys[1], "1")
+    store.redis.delete(store.keys.meta)
+    store.redis.rpush(store.keys.meta, "1")
 
 
 def signed_nonsense(store: ModelStore) -> None:
-    found = {name.decode(): value for name, value in store.redis.hgetall(store.keys[1]).items()}
+    found = {name.decode(): value for name, value in store.redis.hgetall(store.keys.meta).items()}
     found |= {"progress": b"[1]", "scores": b'{"unknown": 1}'}
     del found["signature"]
-    signature = store.sign(store.redis.get(store.keys[0]), found)
-    store.redis.hset(store.keys[1], mapping=found | {"signature": signature})
+    signature = store.sign(store.redis.get(store.keys.model), found)
+    store.redis.hset(store.keys.meta, mapping=found | {"signature": signature})
 
 
 class Raises:
@@ -216,7 +216,7 @@ BROKEN_POINTS = [
 
 def test_broken_points_of_history_are_left_out_and_it_goes_on(page: Page):
     store = ModelStore(page.stack.settings)
-    key = f"{{{page.stack.settings.model_key}}}:history"
+    key = store.keys.history
     page.stop()
     good = [1.5, 1, 10, 0.5, None, 3.0, None]
     store.redis.delete(key)

@@ -163,8 +163,8 @@ def test_model_keys_of_any_type_are_cleared_and_leave_the_mark(own, client, part
         write(client, store.keys[part])
         redis_clear.clear(store, b"online_ml_model")
         assert store.read(with_state=True).cleared, kind
-        lease = {store.keys[3].encode()} if (part, kind) == (3, "string") else set()
-        assert set(client.keys()) == {store.keys[1].encode()} | lease, kind
+        lease = {store.keys.lease.encode()} if (part, kind) == (3, "string") else set()
+        assert set(client.keys()) == {store.keys.meta.encode()} | lease, kind
 
 
 @pytest.mark.parametrize("arguments", [["online_ml_model"], ["--yes"]])
@@ -181,7 +181,7 @@ def test_clearing_everything_leaves_the_lease_of_a_running_job(own, client):
     lease = Lease(store, new_submission(store))
     lease.take()
     assert clear(own, "--yes").returncode == 0
-    assert client.get(store.keys[3]) == lease.submission.encode()
+    assert client.get(store.keys.lease) == lease.submission.encode()
 
 
 @pytest.mark.parametrize(

@@ -193,8 +193,8 @@ def test_a_large_body_is_a_413_after_at_most_the_limit(page: Page, chunked):
 
 def test_an_unsigned_model_is_not_opened_and_the_last_one_goes_on(page: Page):
     store = ModelStore(page.stack.settings)
-    store.redis.set(store.keys[0], b"cos\nsystem\n(S'false'\ntR.")
-    store.redis.hset(store.keys[1], "commit_id", "another")
+    store.redis.set(store.keys.model, b"cos\nsystem\n(S'false'\ntR.")
+    store.redis.hset(store.keys.meta, "commit_id", "another")
     until(lambda: "signed" in page.get("/healthz")[1]["redis"], 10, "it says so")
     assert page.post("/predict", imgStr=drawing(3))[0] == 201
 

@@ -106,7 +106,7 @@ def commit_group(loop: Stack, offset: int, partition: int = 0) -> None:
 
 
 def snapshot(store: ModelStore) -> dict[str, bytes | None]:
-    return {key: store.redis.dump(key) for key in store.keys[:3]}
+    return {key: store.redis.dump(key) for key in store.keys.committed}
 
 
 def put_back(store: ModelStore, old: dict[str, bytes | None]) -> None:
@@ -714,7 +714,7 @@ def test_a_submission_does_not_get_the_model_back_from_a_newer_one(loop, tasks):
 def test_a_lease_that_was_given_back_is_free_at_once(loop, tasks):
     task = tasks()
     task.close()
-    assert not task.store.redis.exists(task.store.keys[3])
+    assert not task.store.redis.exists(task.store.keys.lease)
 
 
 def test_a_task_that_can_not_open_gives_its_lease_back(loop, tasks):
@@ -722,12 +722,12 @@ def test_a_task_that_can_not_open_gives_its_lease_back(loop, tasks):
     task = tasks()
     feed(task, 0, 50)
     task.close()
-    task.store.redis.delete(task.store.keys[0])
+    task.store.redis.delete(task.store.keys.model)
     with pytest.raises(StopJob, match="is gone"):
         tasks()
-    assert not task.store.redis.exists(task.store.keys[3])
+    assert not task.store.redis.exists(task.store.keys.lease)
     time.sleep(2 * RENEW_SECONDS)  # what would renew it would take it again
-    assert not task.store.redis.exists(task.store.keys[3])
+    assert not task.store.redis.exists(task.store.keys.lease)
 
 
 def test_a_batch_waits_for_a_redis_that_is_away_and_is_learned_once(parts, loop, tasks):
