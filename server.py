@@ -18,12 +18,14 @@ from werkzeug.exceptions import HTTPException
 
 from forecast.page import blueprint as forecast_pages
 from learners.repeatable import hold_one_thread
-from loop.model_store import ModelWatcher, Stored
+from loop.model_store import Stored
 from page.drawing import DrawingError, features
 from page.guard import check_may_teach, feedback_limit, guard
 from page.http import MAX_BODY_BYTES, SENTENCES, serve
 from page.live import Live, TooManyClientsError, model_state
-from page.teacher import NewestSamples, NotTaughtError, Teacher
+from page.newest import NewestSamples
+from page.teacher import NotTaughtError, Teacher
+from page.watcher import ModelWatcher
 from settings import Settings, SettingsError, UserError, one_line
 from settings import settings as this_process_settings
 

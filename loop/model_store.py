@@ -5,11 +5,9 @@
 
 import hashlib
 import hmac
-import logging
 import pickle
 import re
 import secrets
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -25,11 +23,10 @@ from sklearn.exceptions import InconsistentVersionWarning
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
 from loop.scores import Scores
-from settings import Settings, SettingsError, UserError
+from settings import Settings, UserError
 
-RETRY_SECONDS = (
-    20  # how long a batch waits for Redis before the task fails to Flink's restart strategy
-)
+# How long a batch waits for Redis before the task fails and Flink's restart strategy takes over.
+RETRY_SECONDS = 20
 STATE_PAGE = 4096  # bytes; a commit writes only the pages of the state that changed
 LIBRARIES = ("scikit-learn", "numpy")
 REFUSALS = (
@@ -42,8 +39,6 @@ T = TypeVar("T")
 ID_TIME = "%Y%m%dT%H%M%S.%fZ"
 # The name of a submission; those of earlier versions have no fraction of a second.
 SUBMISSION = re.compile(r"(\d{8})T(\d{6})(?:\.(\d{6})Z)?-[0-9a-f]{8}")
-
-log = logging.getLogger(__name__)
 
 # The first write is one that Redis refuses when it is out of memory or read-only: all of this happens, or nothing.
 _COMMIT = """
@@ -531,103 +526,3 @@ def _changed_pages(before: bytes | None, after: bytes) -> list[int | bytes]:
         if page != before[start : start + STATE_PAGE]:
             patches += [start, page]
     return patches
-
-
-class ModelWatcher:
-    """Keeps the newest signed model in memory: subscribes, reads, then reads on each message and once a second anyway.
-
-    ``current`` only moves forward by (model_id, version); ``error`` is None or a sentence on why the store can't be read.
-    Models of one Kafka cluster are taken only: of the one that ``pin`` named first, and before that of the first model's.
-    A model without a cluster, from before there was this field, is taken until one with a cluster was.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.current: Stored | None = None
-        self.error: str | None = "The model store was not read yet."
-        self.cluster_id = ""
-        self._named_by_kafka = False
-        self._lock = threading.Lock()
-        self._callbacks: list[Callable[[Stored], None]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="model-watcher", daemon=True)
-
-    def on_change(self, callback: Callable[[Stored], None]) -> None:
-        """Have ``callback`` called, in the watcher's thread, with each newer model."""
-        self._callbacks.append(callback)
-
-    def start(self) -> None:
-        """Start watching in the background."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop watching; returns when the thread has ended."""
-        self._stop.set()
-        self._thread.join(timeout=5)
-
-    def pin(self, cluster_id: str) -> None:
-        """Take models of this cluster only, from now on; the first call counts, as it has Kafka's own word."""
-        with self._lock:
-            if self._named_by_kafka:
-                return
-            self._named_by_kafka, self.cluster_id = True, cluster_id
-            if self.current and self.current.meta.cluster_id not in ("", cluster_id):
-                self.current = None
-
-    def _watch(self) -> None:
-        where = f"{self.settings.redis_host}:{self.settings.redis_port}"
-        while not self._stop.is_set():
-            try:
-                self._follow(ModelStore(self.settings))
-            except redis.RedisError as error:
-                self.error = f"Redis at {where} can't be read ({error})."
-            except SettingsError as error:
-                self.error = str(error)
-            except Exception as error:
-                sentence = f"The model in Redis at {where} can't be read ({type(error).__name__}: {error})."
-                if self.error != sentence:
-                    log.exception("the model could not be read; reading goes on")
-                self.error = sentence
-            self._stop.wait(0.5)
-
-    def _follow(self, store: ModelStore) -> None:
-        """Take each newer model until the end."""
-        with store.redis.pubsub(ignore_subscribe_messages=True) as messages:
-            messages.subscribe(store.keys.updates)
-            while not self._stop.is_set():
-                self._take(store)
-                if messages.get_message(timeout=1):
-                    while messages.get_message(timeout=0):
-                        pass  # one read answers for all that came meanwhile
-
-    def _take(self, store: ModelStore) -> None:
-        try:
-            stored = store.read()
-            if stored is not None and not stored.cleared:
-                self._consider(stored)
-            self.error = None
-        except StoreError as error:
-            self.error = str(error)
-
-    def _consider(self, stored: Stored) -> None:
-        """Make a newer model of this installation the current one; raises ``StoreError``."""
-        with self._lock:
-            self._check_origin(stored.meta.cluster_id)
-            if self.current is not None and stored.meta.order <= self.current.meta.order:
-                return
-            stored.estimator()
-            self.current = stored
-            self.cluster_id = self.cluster_id or stored.meta.cluster_id
-        for callback in self._callbacks:
-            callback(stored)
-
-    def _check_origin(self, found: str) -> None:
-        if found == self.cluster_id or (found and not self.cluster_id):
-            return
-        known = self.current is not None and bool(self.current.meta.cluster_id)
-        if not found and not known:
-            return
-        raise OriginError(
-            f"The model in Redis was learned from {f'Kafka cluster {found}' if found else 'an unnamed Kafka cluster'}, "
-            f"this page belongs to {self.cluster_id}; it is not used. If Kafka was replaced, start the page again."
-        )

@@ -11,7 +11,7 @@ from loop.clients import Reader
 from loop.messages import DIGITS
 from loop.topic_log import TopicLog
 from loop.transactions import first_open_inputs
-from page.teacher import NewestSamples
+from page.newest import NewestSamples
 
 CODECS = ("gzip", "snappy", "lz4", "zstd")
 SAMPLE = DIGITS.sample([i % 17 for i in range(64)], 3)

@@ -15,12 +15,12 @@ from loop.model_store import (
     Meta,
     ModelFormatError,
     ModelStore,
-    ModelWatcher,
     SignatureError,
     StoreError,
     new_model_id,
 )
 from loop.scores import Scores
+from page.watcher import ModelWatcher
 from settings import Settings
 
 MODEL = pickle.dumps(SGDClassifier())

@@ -7,7 +7,8 @@ import pytest
 
 from harness.page import a_model, drawing
 from page.guard import feedback_limit
-from page.live import MAX_CLIENTS, MAX_POINTS, History, Live, weight_pictures
+from page.history import MAX_POINTS, History
+from page.live import MAX_CLIENTS, Live, weight_pictures
 from server import create_app, prediction
 from settings import Settings
 

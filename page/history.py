@@ -1,0 +1,116 @@
+"""The history that the page shows, kept in Redis so that it survives the page."""
+
+import time
+from typing import cast
+
+import orjson
+import redis
+
+from loop.model_store import Keys, Stored
+from page.newest import SAID_FOR
+from settings import Settings
+
+MAX_POINTS = 720  # beyond that, every second point of the older half is dropped
+
+
+class History:
+    """Accuracy over time, one point a second while samples come; kept in Redis, so that it survives the page.
+
+    Redis, as that is where the model survives, too, and a page in a container has no disk of its own: one list, under
+    a key beside the model's. A point is [epoch s, version, samples, accuracy, accuracy_100, samples/s, people's
+    accuracy]; shares are None before there are any.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.key = Keys.of(settings.model_key).history
+        self.points: list[list] = []
+        self._redis = redis.Redis(
+            **settings.redis_client(), socket_timeout=2, socket_connect_timeout=2
+        )
+        self.loaded = False
+        self.error: str | None = None
+        self._said_until = 0.0
+        self._unsaved = 0
+
+    def add(self, point: list) -> None:
+        """Add one point, and thin out when there are too many."""
+        self.points.append(point)
+        self._unsaved += 1
+        if len(self.points) > MAX_POINTS:
+            half = MAX_POINTS // 2
+            self.points = self.points[:half:2] + self.points[half:]
+            self._unsaved = len(self.points)
+
+    def sync(self) -> None:
+        """Load what an earlier page left, once, then save what is new; does nothing while Redis is away."""
+        try:
+            if not self.loaded:
+                self._load()
+            if self._unsaved:
+                self._save()
+        except (redis.ConnectionError, redis.TimeoutError):
+            return  # the watcher already says so; the next second tries again
+        except redis.RedisError as error:
+            self.error = f"Redis key {self.key} can't be used for the history ({error})."
+            return
+        if time.monotonic() > self._said_until:
+            self.error = None
+
+    def _load(self) -> None:
+        found = cast(list[bytes], self._redis.lrange(self.key, -MAX_POINTS, -1))
+        earlier = [good for good in map(read_point, found) if good]
+        self.points = earlier + self.points
+        self.loaded = True
+        if len(earlier) < len(found):
+            self._unsaved = len(self.points)  # writes the list again, without what is broken
+            self._said_until = time.monotonic() + SAID_FOR
+            broken = len(found) - len(earlier)
+            self.error = (
+                f"{broken} broken points of the history in Redis key {self.key} were left out."
+            )
+
+    def _save(self) -> None:
+        with self._redis.pipeline(transaction=True) as writes:
+            if self._unsaved >= len(self.points):
+                writes.delete(self.key)
+            writes.rpush(
+                self.key, *[orjson.dumps(point) for point in self.points[-self._unsaved :]]
+            )
+            writes.ltrim(self.key, -MAX_POINTS, -1)
+            writes.execute()
+        self._unsaved = 0
+
+
+def read_point(text: bytes) -> list | None:
+    """Return one point of history as it was saved, or None for what is none."""
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(found, list) or len(found) != 7:
+        return None
+    shares = [found[i] for i in (3, 4, 6)]
+    numbers = [found[i] for i in (0, 1, 2, 5)]
+    good = all(type(v) in (int, float) for v in numbers) and all(
+        v is None or type(v) in (int, float) for v in shares
+    )
+    return found if good else None
+
+
+def point(stored: Stored, now: float, rate: float) -> list:
+    """Return one point of history, as ``History`` describes it."""
+    meta = stored.meta
+    people, right = meta.scores.by_source.get("page", [0, 0])
+    shares = [meta.scores.accuracy, meta.scores.accuracy_100, right / people if people else None]
+    accuracy, accuracy_100, peoples = [
+        None if share is None else round(share, 4) for share in shares
+    ]
+    return [
+        round(now, 1),
+        meta.version,
+        meta.samples,
+        accuracy,
+        accuracy_100,
+        round(rate, 1),
+        peoples,
+    ]
