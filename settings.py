@@ -16,6 +16,8 @@ from typing import Annotated
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from paths import why_unusable
+
 HERE = Path(__file__).resolve().parent
 FILES = ("run_dir", "kafka_ssl_cafile", "redis_ca_file", "model_signing_key_file")
 
@@ -126,10 +128,8 @@ class Settings(BaseSettings):
             folder = Path(os.path.abspath(value.expanduser()))
         except RuntimeError as error:  # ~someone who isn't there
             raise ValueError(str(error)) from error
-        if re.search(r"[,:;\x00-\x1f]|\$\{", str(folder)):
-            raise ValueError(
-                "Java reads , : ; ${ and line breaks in it as its own: choose a folder without them"
-            )
+        if problem := why_unusable(str(folder)):
+            raise ValueError(problem)
         return folder
 
     @field_validator("kafka_bootstrap_servers")

