@@ -1,4 +1,4 @@
-"""Processes that later runs recognise by pid and start time; each has one log file and one session."""
+"""Processes with a log file and a session each; later runs know them by pid and start time."""
 
 import contextlib
 import http.client

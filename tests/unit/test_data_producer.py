@@ -199,8 +199,8 @@ def test_a_repaired_reject_is_sent_as_the_object_or_text_that_it_is():
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"not json", "no JSON object"),
-        (b"[]", "no JSON object"),
+        (b"not json", "not a JSON object"),
+        (b"[]", "not a JSON object"),
         (orjson.dumps({"message": GOOD.decode()}), "partition and offset"),
         (b'{"partition":1,"offset":5}', 'no "message"'),
         (b'{"partition":1,"offset":5,"message":{"x":1}}', '"ts" is missing'),
