@@ -1,4 +1,4 @@
-"""Replay scikit-learn's handwritten digits into Kafka."""
+"""The producer: replays scikit-learn's handwritten digits into Kafka."""
 
 import time
 from collections.abc import Iterator
@@ -17,46 +17,45 @@ from loop.messages import DIGITS, load_format
 from settings import one_line, settings
 
 ONE_PASS = 1797  # samples in the data set
-NO_TIME = "0000-00-00 00:00:00"  # stands in a prepared message where the time of sending goes
-CHUNK_SECONDS = 0.005  # pacing wakes up at most this often
+NO_TIME = "0000-00-00 00:00:00"  # placeholder for the time of sending in a prepared message
+CHUNK_SECONDS = 0.005  # shortest sleep between two chunks
 
 
 def prepared_digits() -> list[tuple[bytes, bytes]]:
-    """Return each digit's message as what stands before and after its time, in the data set's order."""
-    from sklearn.datasets import (
-        load_digits,  # takes seconds to import, and only the replay needs it
-    )
+    """Return each digit's message in the data set's order, split at its time: (before, after)."""
+    # Imported here: it takes seconds, and only the replay needs it.
+    from sklearn.datasets import load_digits
 
     digits = load_digits()
-    messages = (
-        DIGITS.sample(x, y, ts=NO_TIME) for x, y in zip(digits.data, digits.target, strict=True)
-    )
-    return [
-        (head, tail)
-        for head, _, tail in (message.partition(NO_TIME.encode()) for message in messages)
-    ]
+    prepared = []
+    for x, y in zip(digits.data, digits.target, strict=True):
+        head, _, tail = DIGITS.sample(x, y, ts=NO_TIME).partition(NO_TIME.encode())
+        prepared.append((head, tail))
+    return prepared
 
 
 def passes(prepared: list[tuple[bytes, bytes]], seed: int) -> Iterator[bytes]:
-    """Yield stamped messages without end: the digits in order, then pass after pass as ``seed`` shuffles them."""
+    """Yield messages with the present time, endlessly; ``seed`` shuffles all passes but the first."""
     for number in natural_numbers():
         rows = np.arange(len(prepared))
         if number:
             np.random.default_rng([seed, number]).shuffle(rows)
         for row in rows:
             head, tail = prepared[row]
-            yield head + time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()).encode() + tail
+            now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+            yield head + now.encode() + tail
 
 
 def replay(
     sender: Sender, messages: Iterator[bytes], rate: float, total: int | None, stop: Event
 ) -> None:
-    """Send ``total`` messages (None: without end) at ``rate`` a second, until done or ``stop``.
+    """Send ``total`` messages (None: endlessly) at ``rate`` per second, or until ``stop`` is set.
 
-    While Kafka is away nothing piles up beyond a second's worth, and what was missed is not caught up on.
+    While Kafka is away, at most the messages of one second wait. The rate does not rise afterwards
+    to make up for the outage.
     """
     backlog = min(max(1, int(rate)), MAX_WAITING)
-    sent, started, told = 0, time.monotonic(), ""
+    sent, started, shown = 0, time.monotonic(), ""
     with tqdm(total=total, unit=" samples", disable=None, dynamic_ncols=True) as bar:
         while not stop.is_set() and sent != total:
             now = time.monotonic()
@@ -70,9 +69,9 @@ def replay(
             sender.collect()
             bar.update(sender.acknowledged - bar.n)
             trouble = f"waiting for Kafka: {sender.link.trouble}" if sender.link.trouble else ""
-            if trouble != told:
+            if trouble != shown:
                 bar.set_postfix_str(trouble)
-                told = trouble
+                shown = trouble
             stop.wait(min(max(started + sent / rate - now, CHUNK_SECONDS), 0.2))
         sender.finish()
         bar.update(sender.acknowledged - bar.n)
@@ -82,7 +81,7 @@ def replay(
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Samples a second.  [default: PRODUCER_RATE, 10]",
+    help="Samples per second.  [default: PRODUCER_RATE, 10]",
 )
 @click.option(
     "--count", type=click.IntRange(min=1), help="Samples to send.  [default: one pass of 1,797]"
@@ -119,15 +118,15 @@ def main(
 ) -> None:
     """Replay scikit-learn's handwritten digits into Kafka.
 
-    Addresses, topics and logins come from the settings, as KAFKA_BOOTSTRAP_SERVERS and INPUT_TOPIC.
-    To look into a topic or to repair bad messages, use admin.py.
+    Address, topic and login come from the settings, for example KAFKA_BOOTSTRAP_SERVERS and
+    INPUT_TOPIC. To print a topic or to repair bad messages, use admin.py.
     """
     if sum(option is not None for option in (shown, saved, repaired)) > 1:
-        raise click.UsageError("Of --show, --save-rejects and --replay-rejects one at a time.")
+        raise click.UsageError("Use only one of --show, --save-rejects and --replay-rejects.")
     if count and (endless or repaired):
-        raise click.UsageError("--count goes with neither --endless nor --replay-rejects.")
+        raise click.UsageError("--count can't be used with --endless or --replay-rejects.")
     if follow and not shown:
-        raise click.UsageError("--follow goes with --show.")
+        raise click.UsageError("--follow needs --show.")
     config = settings()
     load_format(config.message_format)
     if shown:
@@ -140,14 +139,10 @@ def main(
         _name_the_new_command("rejects send")
         rejects.send_from(repaired)
     else:
+        sender = Sender(config, config.input_topic)
+        rate = rate or config.producer_rate
         total = None if endless else count or ONE_PASS
-        _replay_digits(
-            Sender(config, config.input_topic),
-            seed,
-            rate or config.producer_rate,
-            total,
-            stop_on_signals(),
-        )
+        _replay_digits(sender, seed, rate, total, stop_on_signals())
 
 
 def _name_the_new_command(command: str) -> None:

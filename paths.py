@@ -1,7 +1,6 @@
-"""Folders that Java, Kafka and Flink can use: the rule for RUN_DIR and for the project's own folder.
+"""Folders that Java, Kafka and Flink can use: the rule for RUN_DIR and the project's own folder.
 
-Only the standard library is imported here, because set-up applies the rule before any package is
-installed.
+Set-up applies the rule before any package is installed, so this module imports nothing.
 """
 
 # Java separates class paths by colons, Kafka and Flink separate lists by commas and semicolons,

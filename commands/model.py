@@ -1,4 +1,4 @@
-"""The commands for the stored model: show, accept a changed topic, sign a pickle, change the key."""
+"""The commands for the stored model: show, accept a changed topic, sign, change the signing key."""
 
 import zlib
 from collections.abc import Iterator

@@ -219,9 +219,9 @@ def test_what_is_not_good_yet_is_not_sent_and_says_why(line, reason):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--count", "5", "--endless"], "--count goes with neither"),
-        (["--follow"], "--follow goes with --show"),
-        (["--show", "t", "--save-rejects", "f"], "one at a time"),
+        (["--count", "5", "--endless"], "--count can't be used with"),
+        (["--follow"], "--follow needs --show"),
+        (["--show", "t", "--save-rejects", "f"], "Use only one of"),
         (["--rate", "0"], "--rate"),
         (["--count", "0"], "--count"),
         (["--replay-rejects", "no-such-file"], "does not exist"),
