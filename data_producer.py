@@ -35,7 +35,7 @@ def prepared_digits() -> list[tuple[bytes, bytes]]:
 
 
 def passes(prepared: list[tuple[bytes, bytes]], seed: int) -> Iterator[bytes]:
-    """Yield messages with the present time, endlessly; ``seed`` shuffles all passes but the first."""
+    """Yield messages with the present time, endlessly; ``seed`` shuffles the later passes."""
     for number in natural_numbers():
         rows = np.arange(len(prepared))
         if number:

@@ -41,7 +41,7 @@ class OnlineLearner(ScalarFunction):
         return False
 
     def open(self, function_context: FunctionContext) -> None:
-        """Connect, take the lease and load the model; raises ``StopJob`` if the topic doesn't fit."""
+        """Connect, take the lease and load the model; raises ``StopJob`` if it can't continue."""
         self.trainer = Trainer(of_a_job(self.settings), self.submission)
         self.trainer.open()
         self.metrics = Metrics(function_context.get_metric_group(), self.trainer)
