@@ -91,7 +91,7 @@ def test_a_commit_writes_few_bytes_beside_the_model(trainer, monkeypatch):
     sent = []
     monkeypatch.setattr(trainer.store, "_commit", lambda keys, args: sent.append(args) or b"done")
     trainer.learn([DIGITS.sample(X, 3)] * 1000, np.zeros(1000, np.int64), np.arange(1000))
-    model = len(trainer.stored.model)
+    model = len(trainer.held.stored.model)
     assert (
         sum(len(part if isinstance(part, bytes) else str(part)) for part in sent[0]) < model + 4000
     )

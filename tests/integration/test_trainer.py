@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -21,8 +22,9 @@ from local.brokers import create_topics
 from loop.lease import LEASE_MS, RENEW_SECONDS, new_submission
 from loop.messages import DIGITS, MAX_RECORD_BYTES
 from loop.model_store import AwayError, ModelStore
+from loop.recovery import StopJob
 from loop.topic_log import TopicLog
-from loop.trainer import StopJob, Trainer
+from loop.trainer import Trainer
 from loop.transactions import start_at_the_model
 from settings import HERE
 
@@ -171,8 +173,8 @@ def test_a_learner_that_fails_in_the_stream_stops_the_job_in_a_sentence(loop, ta
     send(loop, 0, 20)
     task = tasks()
     feed(task, 0, 10)
-    monkeypatch.setattr(task.learner._last, "eta0", None)  # as a fault in an estimator may
-    monkeypatch.setattr(task.learner._last, "alpha", None)
+    monkeypatch.setattr(task.held.learner._last, "eta0", None)  # as a fault in an estimator may
+    monkeypatch.setattr(task.held.learner._last, "alpha", None)
     with pytest.raises(
         StopJob, match=r"LEARNER sgd fails on the samples .* offset 10 to .* offset 19"
     ):
@@ -189,8 +191,8 @@ def test_a_model_names_its_kafka_cluster_and_older_ones_get_it(loop, tasks):
     assert task.store.read().meta.cluster_id == cluster
     task.close()
     older = task.store.read(with_state=True)
-    older.meta.cluster_id = ""
-    task.store.commit(older, older.meta, older.model, older.state)
+    meta = replace(older.meta, cluster_id="")
+    task.store.commit(older, meta, older.model, older.state)
     second = tasks()
     feed(second, 50, 100)
     assert second.store.read().meta.cluster_id == cluster
@@ -593,8 +595,8 @@ def test_a_log_that_lost_its_end_stops_the_next_start_with_a_sentence(loop, task
     task = tasks()
     feed(task, 0, 50)
     meta = task.store.read().meta
-    meta.progress, meta.version = {0: 70}, meta.version + 1
-    task.store.commit(task.stored, meta, task.stored.model, task.stored.state)
+    meta = replace(meta, progress={0: 70}, version=meta.version + 1)
+    task.store.commit(task.held.stored, meta, task.held.stored.model, task.held.stored.state)
     task.close()
     with pytest.raises(StopJob, match=r"ends at offset 50, but the model has learned up to 70"):
         tasks()
@@ -605,8 +607,8 @@ def test_another_message_where_one_was_learned_stops_the_next_start_with_a_sente
     task = tasks()
     feed(task, 0, 50)
     meta = task.store.read().meta
-    meta.checksums, meta.version = {0: [49, 1]}, meta.version + 1
-    task.store.commit(task.stored, meta, task.stored.model, task.stored.state)
+    meta = replace(meta, checksums={0: [49, 1]}, version=meta.version + 1)
+    task.store.commit(task.held.stored, meta, task.held.stored.model, task.held.stored.state)
     task.close()
     with pytest.raises(StopJob, match=r"holds another message at offset 49"):
         tasks()
