@@ -1,4 +1,4 @@
-"""The pipeline, as Flink SQL: samples in, one learner, predictions and rejects out, each exactly once.
+"""The job in Flink SQL: it reads samples, learns, and writes predictions and rejects exactly once.
 
 flink run -m localhost:8081 -py online_learning.py
 """
@@ -31,8 +31,8 @@ from udf_model import online_learner
 OPTIONS = {
     "pipeline.name": "online_learning",
     "pipeline.object-reuse": "true",
-    # Every 5 ms Flink ends a bundle that is 5 ms old. A batch is what arrives in 5 to 10 ms while
-    # the last one is learned, at most 5,000 messages: few samples wait little, many go together.
+    # Flink ends a bundle after 5 ms. A batch is what arrives meanwhile, at most 5,000 messages. So
+    # few samples wait only briefly, and many are learned together.
     "python.fn-execution.bundle.time": "5",
     "python.fn-execution.bundle.size": "50000",
     "python.fn-execution.arrow.batch.size": "5000",
@@ -40,7 +40,7 @@ OPTIONS = {
     "execution.checkpointing.interval": "2 s",
     "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
     # Most faults are over in seconds, so the back-off is short.
-    # A job that fails ten times in a row needs a person.
+    # After ten failures in a row the job ends, because a person has to act.
     "restart-strategy.type": "exponential-delay",
     "restart-strategy.exponential-delay.initial-backoff": "500 ms",
     "restart-strategy.exponential-delay.max-backoff": "5 s",
@@ -83,18 +83,21 @@ CREATE TABLE {table} (
     {kafka}
 )"""
 
-INSERT = "INSERT INTO {table} SELECT learned.`out`, MAP['{header}', X'{model}'] FROM results WHERE {which}"
+INSERT = """
+INSERT INTO {table}
+SELECT learned.`out`, MAP['{header}', X'{model}'] FROM results WHERE {which}
+"""
 
 
 def main() -> None:
-    """Submit the job, unless another submission is running on the same model."""
+    """Submit the job; raises ``LeaseError`` if another submission is running on the same model."""
     config = settings()
     try_learner(config)
     env = StreamExecutionEnvironment.get_execution_environment(_options(config))
     if env.get_parallelism() != 1:
         raise SettingsError(
-            f"The parallelism is {env.get_parallelism()}, but one model learns one stream in one order: submit with flink "
-            "run -p 1. The topic may have any number of partitions."
+            f"The parallelism is {env.get_parallelism()}, but one model learns one stream in one "
+            "order: submit with flink run -p 1. The topic may have any number of partitions."
         )
     store = ModelStore(config)
     lease = Lease(store, new_submission(store))
@@ -103,12 +106,9 @@ def main() -> None:
         _abort_open_transactions(env, config, store)
         table_env = StreamTableEnvironment.create(env)
         with TemporaryDirectory(prefix="online-learning-") as folder:
-            named = [
-                name.partition(":")[0]
-                for name in (config.learner, config.message_format)
-                if ":" in name
-            ]
-            code = write_archive(Path(folder) / "online_learning.zip", named)
+            named = [name for name in (config.learner, config.message_format) if ":" in name]
+            modules = [name.partition(":")[0] for name in named]
+            code = write_archive(Path(folder) / "online_learning.zip", modules)
             table_env.add_python_file(str(code))
             build(table_env, config, lease.submission)
     except BaseException:
@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def try_learner(config: Settings) -> None:
-    """Try the learner on made-up samples, so that what it can't do is known before anything runs."""
+    """Try the learner on made-up samples; raises ``SettingsError`` if it can't learn them."""
     form = load_format(config.message_format)
     try:
         new_learner(config.learner, form.classes, form.n_features, form.low, form.high)
@@ -134,8 +134,9 @@ def build(table_env: StreamTableEnvironment, config: Settings, submission: str) 
     learned = table_env.sql_query(
         "SELECT learn(payload, kafka_partition, kafka_offset) AS learned FROM samples"
     )
-    # Over the DataStream bridge the function runs once; a view that two INSERTs read would learn everything twice.
-    # Rescaling breaks Flink's chain there: while the sinks' task ends a Kafka transaction, this one goes on learning.
+    # Through the DataStream bridge the function runs once per message. A plain view would run it
+    # once per INSERT, so everything would be learned twice. rescale() ends Flink's operator chain,
+    # so that the learner continues while the sinks' task ends a Kafka transaction.
     table_env.create_temporary_view("results", table_env.to_data_stream(learned).rescale())
 
     inserts = table_env.create_statement_set()
@@ -152,7 +153,8 @@ def tables(config: Settings, submission: str) -> list[str]:
     kafka = ", ".join(f"'properties.{name}' = {sql_text(value)}" for name, value in properties)
     group = sql_text(config.kafka_group)
     found = [SOURCE.format(topic=sql_text(config.input_topic), group=group, kafka=kafka)]
-    for table, topic in (("predictions", config.predict_topic), ("rejects", config.reject_topic)):
+    sinks = {"predictions": config.predict_topic, "rejects": config.reject_topic}
+    for table, topic in sinks.items():
         prefix = sql_text(transactional_prefix(config, topic, submission))
         found.append(SINK.format(table=table, topic=sql_text(topic), prefix=prefix, kafka=kafka))
     return found
@@ -164,7 +166,10 @@ def sql_text(text: str) -> str:
 
 
 def kafka_properties(config: Settings) -> dict[str, str]:
-    """Return the connector's connection properties; a password is named here and read where the task runs."""
+    """Return the connection properties of Flink's Kafka connector.
+
+    They name the variable that holds the password. Its value is read in the TaskManager.
+    """
     properties = {
         "bootstrap.servers": config.kafka_bootstrap_servers,
         "security.protocol": config.kafka_security_protocol,
@@ -176,16 +181,13 @@ def kafka_properties(config: Settings) -> dict[str, str]:
         }
     if config.kafka_security_protocol.startswith("SASL"):
         shaded = "org.apache.flink.kafka.shaded.org.apache.kafka.common"
-        # The connector puts the variable's value between the quotes as it is.
-        password = config.kafka_sasl_password.get_secret_value()
-        variable = (
-            "KAFKA_SASL_PASSWORD_JAAS" if needs_jaas_text(password) else "KAFKA_SASL_PASSWORD"
-        )
-        module = (
-            "plain.PlainLoginModule"
-            if config.kafka_sasl_mechanism == "PLAIN"
-            else "scram.ScramLoginModule"
-        )
+        # The connector does not escape the variable's value between the quotes.
+        variable = "KAFKA_SASL_PASSWORD"
+        if needs_jaas_text(config.kafka_sasl_password.get_secret_value()):
+            variable = "KAFKA_SASL_PASSWORD_JAAS"
+        module = "scram.ScramLoginModule"
+        if config.kafka_sasl_mechanism == "PLAIN":
+            module = "plain.PlainLoginModule"
         properties |= {
             "sasl.mechanism": config.kafka_sasl_mechanism,
             "config.providers": "env",
@@ -207,16 +209,17 @@ def _options(config: Settings) -> Configuration:
 
 
 def jar_addresses(paths: str) -> str:
-    """Return jars that are named with commas as Flink takes them."""
+    """Return a comma-separated list of jars as Flink's ``pipeline.jars`` needs it."""
     return ";".join(Path(path.strip()).resolve().as_uri() for path in paths.split(","))
 
 
 def _abort_open_transactions(
     env: StreamExecutionEnvironment, config: Settings, store: ModelStore
 ) -> None:
-    """End what earlier submissions left open, but for the one whose savepoint or checkpoint ``flink run -s`` names.
+    """Abort the open transactions of earlier submissions.
 
-    Without one, the group begins at the model's position where that is the lower one.
+    The submission that ``flink run -s`` restores keeps its transactions. Without ``-s`` the consumer
+    group starts at the model's position if that is lower than its own.
     """
     options = Configuration(j_configuration=env._j_stream_execution_environment.getConfiguration())
     restored = options.get_string("execution.state-recovery.path", "")
@@ -224,17 +227,14 @@ def _abort_open_transactions(
         abort_open_transactions(config)
         start_at_the_model(config, store.progress())
         return
-    files = get_gateway().jvm.org.apache.flink.runtime.state.filesystem.AbstractFsCheckpointStorageAccess
+    filesystem = get_gateway().jvm.org.apache.flink.runtime.state.filesystem
+    storage = filesystem.AbstractFsCheckpointStorageAccess
     try:
-        metadata = (
-            files.resolveCheckpointPointer(restored)
-            .getMetadataHandle()
-            .openInputStream()
-            .readAllBytes()
-        )
+        handle = storage.resolveCheckpointPointer(restored).getMetadataHandle()
+        metadata = handle.openInputStream().readAllBytes()
     except Py4JJavaError:
-        return  # Flink itself says that it can't be read
-    # One that names no submission is another version's: which transactions are its own is not known.
+        return  # Flink will report that it can't be read
+    # A restore point of an earlier version names no submission, so its transactions are unknown.
     if resumed := submissions_in(config, metadata):
         abort_open_transactions(config, resumed)
 

@@ -1,7 +1,8 @@
-"""The function that Flink SQL calls on each batch of messages: it predicts, scores, learns and commits.
+"""The function that Flink SQL calls on each batch: it predicts, scores, learns and commits.
 
-Flink gives no state to a Python ScalarFunction, so the model and its position in the stream live in one commit in
-Redis; a message that Flink delivers again is predicted again and not learned again (trainer.py).
+A Python ScalarFunction has no Flink state, so one commit in Redis holds the model and its position
+in the stream. A message that Flink delivers again is predicted but not learned again
+(loop/trainer.py).
 """
 
 import gc
@@ -23,23 +24,24 @@ WINDOW_SECONDS = 10
 
 
 class OnlineLearner(ScalarFunction):
-    """learn(payload, partition, offset) -> ROW(out BYTES, good BOOLEAN): one row per message, in its order.
+    """learn(payload, partition, offset) -> ROW(out BYTES, good BOOLEAN), one row per message.
 
-    ``out`` is the message with its prediction for the predict topic, or, where ``good`` is false, the reject topic's.
+    If ``good`` is true, ``out`` is the message with its prediction for the predict topic.
+    Otherwise it is the message for the reject topic. Rows keep the order of the messages.
     """
 
     def __init__(self, settings: Settings, submission: str) -> None:
-        # This object travels with the job: it holds names and addresses, and no secret. Those the worker reads in open().
+        # This object travels with the job, so it holds no secret. The worker reads those in open().
         self.settings, self.submission = settings.public(), submission
         self.trainer: Trainer
         self.metrics: Metrics
 
     def is_deterministic(self) -> bool:
-        """Return False, so that Flink calls this once per message and never folds or repeats it."""
+        """Return False, so that Flink evaluates this exactly once per message."""
         return False
 
     def open(self, function_context: FunctionContext) -> None:
-        """Connect, take the lease and load the model; raises ``StopJob`` where stream and model don't fit."""
+        """Connect, take the lease and load the model; raises ``StopJob`` if the topic doesn't fit."""
         self.trainer = Trainer(of_a_job(self.settings), self.submission)
         self.trainer.open()
         self.metrics = Metrics(function_context.get_metric_group(), self.trainer)
@@ -47,12 +49,12 @@ class OnlineLearner(ScalarFunction):
         end_bundles_at_once()
 
     def close(self) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         if hasattr(self, "trainer"):
             self.trainer.close()
 
     def eval(self, payload: pd.Series, partition: pd.Series, offset: pd.Series) -> pd.DataFrame:
-        """Learn one Arrow batch; when this returns, what it learned is committed."""
+        """Learn one Arrow batch, commit the model and return the outputs."""
         learned = self.trainer.learn(
             payload.tolist(), partition.to_numpy(np.int64), offset.to_numpy(np.int64)
         )
@@ -61,20 +63,22 @@ class OnlineLearner(ScalarFunction):
 
 
 def learn_fast() -> None:
-    """Set this process up for learning alone: one thread for linear algebra, and a garbage collector that rests."""
+    """Limit linear algebra to one thread, and run the garbage collector seldom."""
     hold_one_thread()
-    # A batch makes and frees thousands of small objects, none in a cycle: the collector is to look neither at those after
-    # every 700, as it does by default, nor at all libraries.
+    # A batch creates and frees thousands of small objects without cycles. By default the collector
+    # would run after every 700 of them, and it would also examine the objects of all libraries.
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
 
 
 def end_bundles_at_once() -> None:
-    """Do without the profiler of Beam, whose worker this runs in: Flink reads none of its figures.
+    """Disable the profiler of the Beam worker that runs this; Flink reads none of its figures.
 
-    It starts a thread for each bundle and waits for the thread's nap to end with it: 4 ms of 30.
+    The profiler starts a thread for each bundle and waits at the end until that thread's sleep is
+    over: 4 ms of 30.
     """
-    from apache_beam.runners.worker import statesampler  # only a worker has it loaded already
+    # Imported here: it is loaded in the worker only.
+    from apache_beam.runners.worker import statesampler
 
     def start(self: statesampler.StateSampler) -> None:
         statesampler.set_current_tracker(self)
@@ -134,10 +138,12 @@ class Metrics:
             self.by_reason[code].inc()
 
     def last_seconds(self) -> tuple[int, int]:
-        """Return how many samples were predicted, and how many rightly, in the last ten seconds."""
+        """Return how many samples of the last 10 s were predicted, and how many correctly."""
         while self.window and self.window[0][0] < time.monotonic() - WINDOW_SECONDS:
             self.window.popleft()
-        return sum(n for _, n, _ in self.window), sum(right for _, _, right in self.window)
+        total = sum(count for _, count, _ in self.window)
+        right = sum(count for _, _, count in self.window)
+        return total, right
 
 
 def online_learner(settings: Settings, submission: str) -> Any:
