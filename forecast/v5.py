@@ -11,7 +11,7 @@ import numpy as np
 
 from forecast.calendar_us import NAMES
 from forecast.features import HORIZON, PROFILES, Examples, Features
-from forecast.series import KEYS, BadInput
+from forecast.series import KEYS, InputError
 from forecast.training import Arrays, Trainer, keras
 
 layers, ops = keras.layers, keras.ops
@@ -190,11 +190,11 @@ def _compiled(vocabulary: Vocabulary) -> Trainer:
 def cold_start(features: Features, seed: int = 0) -> V5:
     """Return a model trained on everything that the features have seen.
 
-    Raises ``BadInput`` where that is too little to learn from.
+    Raises ``InputError`` where that is too little to learn from.
     """
     examples = lessons(features, seed)
     if not len(examples.key):
-        raise BadInput(
+        raise InputError(
             f"The history has {features.days} days; a first training needs more than {FIRST}, and keys "
             "that count for more than 28 of them. Bring a longer history."
         )
