@@ -64,7 +64,7 @@ def _of_group(series: Series, members: np.ndarray) -> str:
 
 
 def _missing_tail(today: np.ndarray, past: np.ndarray) -> int | None:
-    """Return the hour after which only today has nothing, or None where there is none."""
+    """Return the first hour of an empty evening that only today has, or None."""
     counted = np.flatnonzero(today)
     after = int(counted[-1]) + 1 if len(counted) else 0
     usual = past[:, after:].sum(axis=1)
