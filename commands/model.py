@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,21 @@ def accept(yes: bool) -> None:
     store, log = ModelStore(config), TopicLog(config)
     with closing(log), _lease(store) as lease:
         before = _read(store)
-        meta = deepcopy(before.meta)
-        meta.topic_id, meta.cluster_id = log.topic_id(), log.cluster_id()
-        bounds = _bounds(log, before.meta)
-        meta.progress = _accepted(log, before.meta, bounds, meta.topic_id == before.meta.topic_id)
+        old, topic_id = before.meta, log.topic_id()
+        progress = _accepted(log, old, _bounds(log, old), topic_id == old.topic_id)
         if not yes:
             click.confirm("Continue with this model from there?", abort=True)
-        meta.parent, meta.model_id = f"{meta.model_id}:{meta.version}", new_model_id(meta.model_id)
-        meta.version += 1
-        meta.starts, meta.checksums = dict(meta.progress), {}
+        meta = replace(
+            old,
+            model_id=new_model_id(old.model_id),
+            parent=f"{old.model_id}:{old.version}",
+            version=old.version + 1,
+            topic_id=topic_id,
+            cluster_id=log.cluster_id(),
+            progress=progress,
+            starts=dict(progress),
+            checksums={},
+        )
         store.commit(before, meta, before.model, before.state, lease.submission, LEASE_MS)
         skip_restore_points(config.run_dir)
     click.echo(
@@ -83,19 +89,19 @@ def sign(file: Path) -> None:
                 f"To delete it, run: python redis_clear.py {config.model_key}"
             )
         old = before.meta if before else Meta()
+        topic_id, bounds = log.topic_id(), _bounds(log, Meta())
+        read = log.committed() | (old.starts if old.topic_id == topic_id else {})
+        progress = {p: min(max(read.get(p, 0), first), end) for p, (first, end) in bounds.items()}
         meta = Meta(
             model_id=new_model_id(old.model_id),
             version=1,
             learner=config.learner,
-            topic_id=log.topic_id(),
+            topic_id=topic_id,
             cluster_id=log.cluster_id(),
+            samples=sum(progress[p] - first for p, (first, _) in bounds.items()),
+            progress=progress,
+            starts=dict(progress),
         )
-        bounds = _bounds(log, Meta())
-        read = log.committed() | (old.starts if old.topic_id == meta.topic_id else {})
-        for partition, (first, end) in bounds.items():
-            meta.progress[partition] = min(max(read.get(partition, 0), first), end)
-            meta.samples += meta.progress[partition] - first
-        meta.starts = dict(meta.progress)
         store.commit(before, meta, model, b"", lease.submission, LEASE_MS)
     click.echo(
         f"Signed: {file} is model {meta.model_id}, version 1; "
@@ -126,7 +132,7 @@ def resign(old_key: Path) -> None:
             ) from None
         if before is None:
             raise UserError(f"Redis holds no model under {store.keys.model}.")
-        meta = deepcopy(before.meta)
+        meta = before.meta
         store.commit(before, meta, before.model, before.state, lease.submission, LEASE_MS)
     click.echo(
         f"Signed again: model {meta.model_id}, version {meta.version}. "

@@ -16,6 +16,7 @@ from harness.redis_history import Version, files, versions
 from learners.learner import Learner, load_learner, new_learner
 from loop.messages import Parsed, load_format
 from loop.model_store import Meta
+from loop.seen import Seen
 from settings import Settings
 
 Place = tuple[str, int, int]  # topic id, partition, offset
@@ -52,7 +53,7 @@ class Proof:
     places that were deleted from the topic before their prediction was committed. ``again``: places
     that may have two predictions, because a submission started without a checkpoint.
     ``compared``: number of commits that equal, bit for bit, the model trained here.
-    ``at_hand``: the last commit_id with the learner trained here.
+    ``at_hand``: the last commit_id, with the learner trained here and the samples it has seen.
     """
 
     settings: Settings
@@ -68,7 +69,7 @@ class Proof:
     unpredicted: set[Place] = field(default_factory=set)
     again: set[Place] = field(default_factory=set)
     compared: int = 0
-    at_hand: tuple[str, Learner] | None = None
+    at_hand: tuple[str, Learner, Seen] | None = None
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -143,7 +144,7 @@ class Proof:
         places: list[Place],
     ) -> None:
         """Train on the same batch and compare model and state byte by byte."""
-        learner = self._learner_after(before)
+        learner, seen = self._learner_after(before)
         old = before.meta if before else None
         guesses = learner.predict(parsed.X) if len(parsed.y) else None
         version = old.version if old and guesses is not None else None
@@ -151,24 +152,31 @@ class Proof:
         samples = [place for place, good in zip(places, parsed.good, strict=True) if good]
         for place, label in zip(samples, labels, strict=True):
             self.predictions.setdefault(place, set()).add((version, label))
+        if guesses is not None:
+            new = int((~seen.knows(parsed.X)).sum())
+            counted = meta.scores.new_predicted - (old.scores.new_predicted if old else 0)
+            assert counted == new, f"{name} counts {counted} new samples, the topic has {new}"
         if len(parsed.y):
             learner.learn(parsed.X, parsed.y)
+            seen.add(parsed.X)
         other = "is not the one trained on the same batches"
         assert learner.model_bytes() == after.model, f"{name}: its model {other}"
-        assert learner.state_bytes() == after.state, f"{name}: its state {other}"
+        state = seen.dumps() + learner.state_bytes()
+        assert state == after.state, f"{name}: its state {other}"
         self.compared += 1
-        self.at_hand = meta.commit_id, learner
+        self.at_hand = meta.commit_id, learner, seen
 
-    def _learner_after(self, before: Version | None) -> Learner:
-        """Return the learner as it was after a commit, a new one if it had learned nothing."""
+    def _learner_after(self, before: Version | None) -> tuple[Learner, Seen]:
+        """Return the learner and the samples it has seen as they were after a commit."""
         form = load_format(self.settings.message_format)
         names = self.settings.learner, form.classes, form.n_features
         old = before.meta if before else None
         if before is None or old is None or old.samples == 0:
-            return new_learner(*names)
+            return new_learner(*names), Seen()
         if self.at_hand and self.at_hand[0] == old.commit_id:
-            return self.at_hand[1]
-        return load_learner(*names, before.model, before.state)
+            return self.at_hand[1:]
+        seen, learner_state = Seen.split(before.state)
+        return load_learner(*names, before.model, learner_state), seen
 
     def lineage(self, commit_id: str) -> list[str]:
         """Return this commit and its ancestors, newest first, back to the start of its model."""

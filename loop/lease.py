@@ -20,21 +20,26 @@ STARTING_MS = (
     60_000  # how long a client's lease waits for the job's tasks to come up and take it over
 )
 
+# Takes the lease if it is free or ours. A newer submission that has committed keeps older ones away
+# for ever; a lease without an end, out of a backup for instance, gets one, as its holder would renew it.
 _TAKE = """
-local newest = redis.call('HGET', KEYS[2], 'submission')
-if newest and newest > ARGV[1] then return -2 end
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then
-    -- One without an end, out of a backup for instance, is given one: its holder would renew it.
-    if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
-    return redis.call('PTTL', KEYS[1])
+local lease_key, meta_key = unpack(KEYS)
+local submission, lease_ms, longest_ms = unpack(ARGV)
+local newest = redis.call('HGET', meta_key, 'submission')
+if newest and newest > submission then return -2 end
+local holder = redis.call('GET', lease_key)
+if holder and holder ~= submission then
+    if redis.call('PTTL', lease_key) < 0 then redis.call('PEXPIRE', lease_key, longest_ms) end
+    return redis.call('PTTL', lease_key)
 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('SET', lease_key, submission, 'PX', lease_ms)
 return -1
 """
-_GIVE_BACK = (
-    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-)
+_GIVE_BACK = """
+local lease_key, submission = KEYS[1], ARGV[1]
+if redis.call('GET', lease_key) == submission then return redis.call('DEL', lease_key) end
+return 0
+"""
 
 TAKEN, SUPERSEDED = -1, -2  # answers of taking other than how long another's lease lasts, in ms
 

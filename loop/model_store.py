@@ -11,7 +11,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from settings import Settings, UserError
 
 # How long a batch waits for Redis before the task fails and Flink's restart strategy takes over.
 RETRY_SECONDS = 20
-STATE_PAGE = 4096  # bytes; a commit writes only the pages of the state that changed
+STATE_PAGE = 1024  # bytes; a commit writes only the pages of the state that changed
 LIBRARIES = ("scikit-learn", "numpy")
 REFUSALS = (
     redis.exceptions.OutOfMemoryError,
@@ -40,41 +40,62 @@ ID_TIME = "%Y%m%dT%H%M%S.%fZ"
 # The name of a submission; those of earlier versions have no fraction of a second.
 SUBMISSION = re.compile(r"(\d{8})T(\d{6})(?:\.(\d{6})Z)?-[0-9a-f]{8}")
 
-# The first write is one that Redis refuses when it is out of memory or read-only: all of this happens, or nothing.
+# Writes one commit. Nothing is written unless the store still holds what the task read last and its
+# submission owns the lease. The first write is one that Redis refuses when it is out of memory or
+# read-only, so that all of the commit happens or nothing.
+# ARGV: ten values by name, then n_meta names and values of the meta, then places and bytes of the state.
 _COMMIT = """
-local expected, commit, submission, lease_ms, channel = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local had_model, had_state, n_fields = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local with_model, model, state_bytes = ARGV[9], ARGV[10], tonumber(ARGV[11])
-local found = redis.call('HGET', KEYS[2], 'commit_id') or ''
-if found == commit then return 'done' end
-local holder = redis.call('GET', KEYS[4])
-local newest = redis.call('HGET', KEYS[2], 'submission')
-if submission ~= '' and (holder and holder ~= submission or newest and newest > submission) then return 'lease' end
+local model_key, meta_key, state_key, lease_key = unpack(KEYS)
+local expected, commit, submission, lease_ms, channel = unpack(ARGV, 1, 5)
+local had_model, had_state = tonumber(ARGV[6]), tonumber(ARGV[7])
+local model, state_bytes, n_meta = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
+local first_meta, first_page = 11, 11 + n_meta
+
+local found = redis.call('HGET', meta_key, 'commit_id') or ''
+if found == commit then return 'done' end  -- an answer was lost, and the client asked again
+
+if submission ~= '' then
+    local holder = redis.call('GET', lease_key)
+    local newest = redis.call('HGET', meta_key, 'submission')
+    if holder and holder ~= submission then return 'lease' end
+    if newest and newest > submission then return 'lease' end
+end
 if found ~= expected then return 'conflict' end
-if redis.call('EXISTS', KEYS[1]) ~= had_model or redis.call('STRLEN', KEYS[3]) ~= had_state then return 'conflict' end
-if with_model == '1' then redis.call('SET', KEYS[1], model) end
-redis.call('HSET', KEYS[2], unpack(ARGV, 12, 11 + n_fields))
+if redis.call('EXISTS', model_key) ~= had_model then return 'conflict' end
+if redis.call('STRLEN', state_key) ~= had_state then return 'conflict' end
+
+if model ~= '' then redis.call('SET', model_key, model) end
+redis.call('HSET', meta_key, unpack(ARGV, first_meta, first_page - 1))
 -- The hash holds what is signed and nothing else, such as a field that a later version wrote.
 local signed = {}
-for i = 12, 11 + n_fields, 2 do signed[ARGV[i]] = true end
-for _, name in ipairs(redis.call('HKEYS', KEYS[2])) do
-    if not signed[name] then redis.call('HDEL', KEYS[2], name) end
+for i = first_meta, first_page - 1, 2 do signed[ARGV[i]] = true end
+for _, name in ipairs(redis.call('HKEYS', meta_key)) do
+    if not signed[name] then redis.call('HDEL', meta_key, name) end
 end
-if redis.call('STRLEN', KEYS[3]) ~= state_bytes then redis.call('DEL', KEYS[3]) end
-for i = 12 + n_fields, #ARGV, 2 do redis.call('SETRANGE', KEYS[3], ARGV[i], ARGV[i + 1]) end
-if submission ~= '' then redis.call('SET', KEYS[4], submission, 'PX', lease_ms) end
+
+if redis.call('STRLEN', state_key) ~= state_bytes then redis.call('DEL', state_key) end
+for i = first_page, #ARGV, 2 do redis.call('SETRANGE', state_key, ARGV[i], ARGV[i + 1]) end
+if submission ~= '' then redis.call('SET', lease_key, submission, 'PX', lease_ms) end
 redis.call('PUBLISH', channel, commit)
 return 'done'
 """
 
+# Puts a signed mark in the place of a model, whatever type the keys are of. Nothing is deleted
+# unless the meta is still the one that was read; the lease of a running job stays.
+# ARGV: two values by name, then names and values of the mark.
 _CLEAR = """
-local existed = redis.call('EXISTS', KEYS[1])
-local is_hash = redis.call('TYPE', KEYS[2]).ok == 'hash'
-if (is_hash and redis.call('HGET', KEYS[2], 'commit_id') or '') ~= ARGV[1] then return -1 end
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
-if redis.call('TYPE', KEYS[4]).ok ~= 'string' then redis.call('DEL', KEYS[4]) end
-redis.call('HSET', KEYS[2], unpack(ARGV, 3))
-redis.call('PUBLISH', ARGV[2], 'cleared')
+local model_key, meta_key, state_key, lease_key = unpack(KEYS)
+local expected, channel = ARGV[1], ARGV[2]
+local existed = redis.call('EXISTS', model_key)
+local found = ''
+if redis.call('TYPE', meta_key).ok == 'hash' then
+    found = redis.call('HGET', meta_key, 'commit_id') or ''
+end
+if found ~= expected then return -1 end
+redis.call('DEL', model_key, meta_key, state_key)
+if redis.call('TYPE', lease_key).ok ~= 'string' then redis.call('DEL', lease_key) end
+redis.call('HSET', meta_key, unpack(ARGV, 3))
+redis.call('PUBLISH', channel, 'cleared')
 return existed
 """
 
@@ -163,14 +184,16 @@ def new_model_id(after: str = "") -> str:
     return f"{now.strftime(ID_TIME)}-{secrets.token_hex(2)}"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Meta:
-    """What stands beside a model.
+    """What is known about a model: its name, its place in the stream, its counts and its scores.
 
-    ``parent``: "model_id:version" or "". ``samples``, ``rejected``: counts since the recorded start. ``progress``,
-    ``starts``: {partition: next offset to learn, first offset of this model}. ``checksums``: {partition: [offset, CRC-32]}
-    of the last payload learned. ``saved_at``: seconds since 1970. ``libraries``: versions that pickled the model.
-    ``submission``: the newest one that has learned it. ``cluster_id``: of the Kafka that it was learned from.
+    ``parent``: "model_id:version" or "". ``samples``, ``rejected``: counts since the recorded start.
+    ``progress``: {partition: next offset to learn}. ``starts``: {partition: first offset of this model}.
+    ``checksums``: {partition: [offset, CRC-32]} of the last payload learned. ``saved_at``: seconds
+    since 1970. ``libraries``: versions that pickled the model. ``submission``: the newest one that has
+    learned it. ``cluster_id``: of the Kafka that it was learned from. ``cleared_at``: seconds since
+    1970, 0 for a model, more for the mark that ``redis_clear.py`` leaves.
     """
 
     model_id: str = ""
@@ -200,15 +223,13 @@ class Meta:
 
     def dumps(self) -> dict[str, bytes]:
         """Return the fields of the Redis hash, without the signature."""
-        found = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.name != "cleared_at" or self.cleared_at
-        }
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        if not self.cleared_at:
+            del found["cleared_at"]
         options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS
         return {
-            k: v.encode() if isinstance(v, str) else orjson.dumps(v, option=options)
-            for k, v in found.items()
+            name: value.encode() if isinstance(value, str) else orjson.dumps(value, option=options)
+            for name, value in found.items()
         }
 
     @classmethod
@@ -379,38 +400,36 @@ class ModelStore:
         submission: str = "",
         lease_ms: int = 0,
     ) -> Stored:
-        """Write the model and its meta if the store still holds ``before``, in one piece; waits while Redis is away.
+        """Write the model and its meta in one piece if the store still holds ``before``.
 
-        ``before``: what this task stored or read last (None: nothing), so that only what changed is sent. ``meta`` gets its
-        commit id, time, libraries and the state's digest here. ``submission``: the lease to check and renew for
-        ``lease_ms``, if any. Raises ``ConflictError``, ``LeaseError`` or ``AwayError``.
+        ``before``: what this task stored or read last, None for nothing; only what changed is sent.
+        The meta that is stored gets its commit id, time, libraries and the state's digest here.
+        ``submission``: the lease to check and renew for ``lease_ms`` milliseconds, if any. Waits while
+        Redis is away. Raises ``ConflictError``, ``LeaseError`` or ``AwayError``.
         """
-        expected = before.meta.commit_id if before else ""
-        meta.submission = submission or meta.submission
-        meta.commit_id = secrets.token_hex(16)
-        meta.saved_at = time.time()
-        meta.libraries = {name: installed(name) for name in LIBRARIES}
-        meta.state_sha256 = hashlib.sha256(state).hexdigest()
-        values = meta.dumps()
-        values["signature"] = self.sign(model, values).encode()
-        flat = [part for item in values.items() for part in item]
-        changed = before is None or before.model != model
-        patches = _changed_pages(before.state if before else None, state)
-        had_model, had_state = (int(bool(before.model)), len(before.state)) if before else (0, 0)
+        meta = replace(
+            meta,
+            submission=submission or meta.submission,
+            commit_id=secrets.token_hex(16),
+            saved_at=time.time(),
+            libraries={name: installed(name) for name in LIBRARIES},
+            state_sha256=hashlib.sha256(state).hexdigest(),
+        )
+        old = before or Stored(b"", Meta())
+        signed = self._signed(model, meta)
         arguments = [
-            expected,
+            old.meta.commit_id,
             meta.commit_id,
             submission,
             lease_ms,
             self.keys.updates,
-            had_model,
-            had_state,
-            len(flat),
-            int(changed),
-            model if changed else b"",
+            int(bool(old.model)),
+            len(old.state),
+            b"" if model == old.model else model,
             len(state),
-            *flat,
-            *patches,
+            len(signed),
+            *signed,
+            *_changed_pages(old.state, state),
         ]
         try:
             answer = self.patiently(lambda: self._commit(keys=self.keys, args=arguments))
@@ -423,6 +442,12 @@ class ModelStore:
                 "Another submission of this job has taken over the model; this one ends."
             )
         return Stored(model, meta, state)
+
+    def _signed(self, model: bytes, meta: Meta) -> list[str | bytes]:
+        """Return names and values of the meta's fields and of its signature, one after another."""
+        values = meta.dumps()
+        values["signature"] = self.sign(model, values).encode()
+        return [part for item in values.items() for part in item]
 
     def patiently(self, call: Callable[[], T]) -> T:
         """Return what the call returns, asking again while Redis is away; raises ``AwayError`` after a while."""
@@ -461,14 +486,12 @@ class ModelStore:
                 commit_id=secrets.token_hex(16),
                 starts=old.progress or old.starts,
                 submission=old.submission,
+                state_sha256=hashlib.sha256(b"").hexdigest(),
                 cleared_at=time.time(),
             )
-            mark.state_sha256 = hashlib.sha256(b"").hexdigest()
-            values = mark.dumps()
-            values["signature"] = self.sign(b"", values).encode()
-            flat = [part for item in values.items() for part in item]
             expected = old.commit_id or self._field("commit_id")
-            existed = self._clear(keys=self.keys, args=[expected, self.keys.updates, *flat])
+            arguments = [expected, self.keys.updates, *self._signed(b"", mark)]
+            existed = self._clear(keys=self.keys, args=arguments)
             if existed >= 0:
                 return bool(existed)
 
@@ -516,9 +539,12 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, redis.ResponseError) and any(word in str(error) for word in refusals)
 
 
-def _changed_pages(before: bytes | None, after: bytes) -> list[int | bytes]:
-    """Return [offset, bytes, …] that turn ``before`` into ``after``, both of one length; all of it where they differ."""
-    if before is None or len(before) != len(after):
+def _changed_pages(before: bytes, after: bytes) -> list[int | bytes]:
+    """Return [offset, bytes, …] that turn ``before`` into ``after``.
+
+    That is the pages that differ where both have one length, and all of ``after`` where they have not.
+    """
+    if len(before) != len(after):
         return [0, after] if after else []
     patches: list[int | bytes] = []
     for start in range(0, len(after), STATE_PAGE):

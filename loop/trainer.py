@@ -1,51 +1,51 @@
-"""Learns a stream exactly once: predict, score, learn, and commit the model together with the stream's position.
+"""Learns a stream exactly once: predict, score, learn, and commit model and position together.
 
-Knows the learner, the model store and the input topic's log, and nothing of Flink: udf_model.py calls it per batch.
+Knows the learner, the model store and the topic's log, and nothing of Flink: udf_model.py calls it
+for each batch.
 """
 
 import logging
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 import redis
 
-from learners.learner import Learner, load_learner, new_learner
+from loop.batch import Batch
 from loop.lease import LEASE_MS, Lease
 from loop.messages import UNFORESEEN, Parsed, load_format, predictions, reject
 from loop.model_store import (
     ConflictError,
-    IncompleteError,
     LeaseError,
     Meta,
     ModelStore,
-    Stored,
     StoreError,
     new_model_id,
 )
+from loop.recovery import Held, Recovery, StopJob
+from loop.scores import Scores
+from loop.seen import Seen
 from loop.topic_log import TopicLog
-from loop.transactions import topic_with_outputs
 from settings import Settings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class StopJob(RuntimeError):
-    """The job must not go on by itself; the text says in a sentence why and what to do. A restart ends the same way."""
-
-
-@dataclass
+@dataclass(frozen=True)
 class Learned:
-    """What became of a batch: ``out`` holds, per message, what goes to the predict or (where not ``good``) reject topic.
+    """What became of a batch.
 
-    ``fresh``: bool per message, whether it was learned or rejected just now rather than earlier. ``hits``: bool per fresh
-    good message, right or wrong, empty before there was a model. ``labels``: int64 of the fresh good messages.
-    ``reasons``: codes of the fresh bad ones.
+    ``out``: per message, what goes to the predict topic or, where not ``good``, to the reject topic.
+    ``fresh``: bool per message, whether it was learned or rejected just now rather than earlier.
+    ``hits``: bool per fresh good message, right or wrong; empty before there was a model.
+    ``labels``: int64 of the fresh good messages. ``new``: bool per fresh good message, whether the
+    model had not learned that sample before. ``reasons``: codes of the fresh bad ones.
     """
 
     out: list[bytes]
@@ -53,11 +53,33 @@ class Learned:
     fresh: np.ndarray
     hits: np.ndarray
     labels: np.ndarray
+    new: np.ndarray
     reasons: list[str]
 
 
+@dataclass(frozen=True)
+class Samples:
+    """The good messages of a batch that are not learned yet, with what the model said about them.
+
+    ``X``: (samples, features). ``y``: int64 (samples,). ``predicted``: int64 (samples,), None before
+    there was a model. ``sources``: who sent each, None where that is not known. ``new``: bool
+    (samples,), whether the model had not learned the same features before.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    predicted: np.ndarray | None
+    sources: list[str | None]
+    new: np.ndarray
+
+    @property
+    def hits(self) -> np.ndarray:
+        """Return which predictions were right, bool (samples,); empty before there was a model."""
+        return np.empty(0, bool) if self.predicted is None else self.predicted == self.y
+
+
 class Trainer:
-    """One task that learns; ``submission`` names the job that it belongs to, the same across restarts."""
+    """One task that learns; ``submission`` names its job, the same across restarts."""
 
     def __init__(self, settings: Settings, submission: str) -> None:
         self.settings = settings
@@ -65,24 +87,20 @@ class Trainer:
         self.store = ModelStore(settings)
         self.log = TopicLog(settings)
         self.lease = Lease(self.store, submission)
-        self.meta = Meta()
-        self.learner: Learner
-        self.stored: Stored | None = None
-        self.fork = (
-            False  # whether the next commit starts a new model_id, as the store had gone back
-        )
+        self.recovery = Recovery(settings, self.format, self.store, self.log, self._learn_again)
+        self.held: Held
         self.cluster_id = ""
-        self.last: dict[int, int] = {}  # offset of this task's last message per partition
-        # Per partition the offset after the last that this task, or its group before it, was given.
-        self.delivered: dict[int, int] = {}
-        self.accepted = (
-            False  # whether a person gave the model its place and it has learned nothing since
-        )
+
+    @property
+    def meta(self) -> Meta:
+        """Return the meta of the last commit."""
+        return self.held.meta
 
     def open(self) -> None:
-        """Take the lease, load the model and check that stream and model fit; raises ``StopJob`` where they do not.
+        """Take the lease, load the model, and check that it fits the stream.
 
-        Where it fails, the lease is given back: Flink does not close what was not opened.
+        Raises ``StopJob`` where it does not. Where this fails, the lease is given back, because Flink
+        does not close what was not opened.
         """
         try:
             self._open()
@@ -92,20 +110,19 @@ class Trainer:
 
     def _open(self) -> None:
         try:
-            self.store.patiently(
-                self.lease.take
-            )  # while Redis is away, a restart now and then is enough
+            # While Redis is away, the task waits here instead of restarting all the time.
+            self.store.patiently(self.lease.take)
             self.lease.keep()
-            self._load()
-            self._check_topic()
+            self.held = self.recovery.load(None)
+            self.recovery.check_topic(self.held)
             self.cluster_id = self.log.cluster_id()
-            self._on_what_is_there(self._catch_up)
+            self._on_what_is_there(lambda: self.recovery.catch_up(self.held))
         except (StoreError, ValueError) as error:
             raise StopJob(str(error)) from error
         except redis.AuthenticationError as error:
             raise StopJob(
-                f"Redis at {self.settings.redis_host}:{self.settings.redis_port} refuses the password: set "
-                "REDIS_PASSWORD where Flink's workers run."
+                f"Redis at {self.settings.redis_host}:{self.settings.redis_port} refuses the "
+                "password: set REDIS_PASSWORD where Flink's workers run."
             ) from error
 
     def close(self) -> None:
@@ -114,132 +131,32 @@ class Trainer:
         self.log.close()
         self.store.redis.close()
 
-    # -- the store and the stream at the beginning -----------------------------------------------------------------------
-
-    def _load(self) -> None:
-        """Take over what the store holds; a new model is allowed by a cleared mark or where this group never committed."""
-        stored = self.store.read(with_state=True)
-        names = self.settings.learner, self.format.classes, self.format.n_features
-        if stored is not None and not stored.cleared:
-            if stored.meta.learner != self.settings.learner:
-                raise StopJob(
-                    f"The stored model was made with LEARNER={stored.meta.learner}, this job has LEARNER="
-                    f"{self.settings.learner}: set it back, or run python redis_clear.py "
-                    f"{self.settings.model_key}."
-                )
-            stored.estimator()  # says in a sentence what is wrong with it
-            self.learner = load_learner(*names, stored.model, stored.state)
-            # A model that is not newer than what this task has seen before: the store was put back.
-            self.fork = self.stored is not None and stored.meta.order <= self.meta.order
-            self.meta = deepcopy(stored.meta)
-        else:
-            if stored is None:
-                self._refuse_emptied_store()
-            self.learner = new_learner(*names, self.format.low, self.format.high)
-            self.meta = self._new_meta(stored)
-        self.stored = stored
-
-    def _refuse_emptied_store(self) -> None:
-        committed = self.log.committed()
-        if committed or self.stored is not None:
-            known = (
-                f"consumer group {self.settings.kafka_group} has learned from topic "
-                f"{self.settings.input_topic} before (next offsets {committed})"
-            )
-        elif topic := topic_with_outputs(
-            self.settings
-        ):  # Kafka forgets a group that was away for a week
-            known = f"topic {topic} holds its outputs"
-        else:
-            return
-        raise IncompleteError(
-            f"Redis holds no model, but {known}: put the model back from a backup, or start "
-            f"over on purpose with python redis_clear.py {self.settings.model_key}."
-        )
-
-    def _new_meta(self, mark: Stored | None) -> Meta:
-        """Return the meta of a new model, starting where the mark or the group is, else where the log begins."""
-        meta = Meta(learner=self.settings.learner, topic_id=self.log.topic_id())
-        old = mark.meta if mark else Meta()
-        meta.model_id = new_model_id(max(old.model_id, self.meta.model_id))
-        meta.parent = f"{old.model_id}:{old.version}" if old.model_id else ""
-        committed = self.log.committed()
-        meta.starts = {p: committed.get(p, first) for p, (first, _) in self.log.bounds().items()}
-        if old.topic_id == meta.topic_id:
-            # What the group has got beyond a mark (the store had gone back before) was the old model's.
-            meta.starts |= {p: max(start, committed.get(p, 0)) for p, start in old.starts.items()}
-        meta.progress = dict(meta.starts)
-        return meta
-
-    def _check_topic(self) -> None:
-        """Raise ``StopJob`` unless the topic is the one that the model has learned from, with all that it learned.
-
-        Notes what the group has got before this task.
-        """
-        topic, topic_id, bounds = self.settings.input_topic, self.log.topic_id(), self.log.bounds()
-        accept = "To go on with this model from what the topic holds now, run python admin.py model accept."
-        if self.meta.topic_id and topic_id != self.meta.topic_id:
-            raise StopJob(
-                f"Topic {topic} was deleted and made again since the model learned from it. {accept}"
-            )
-        for partition, following in self.meta.progress.items():
-            first, end = bounds.get(partition, (0, 0))
-            if end < following:
-                raise StopJob(
-                    f"Topic {topic} partition {partition} ends at offset {end}, but the model has learned up to "
-                    f"{following}: the log has lost its end. {accept}"
-                )
-            if first > following:
-                raise StopJob(self._expired(partition, following, first))
-            offset, checksum = self.meta.checksums.get(partition, (-1, 0))
-            if offset < first:
-                continue
-            for _, payload in self.log.read(partition, offset, offset + 1):
-                if zlib.crc32(payload or b"") != checksum:
-                    raise StopJob(
-                        f"Topic {topic} partition {partition} holds another message at offset {offset} than the "
-                        f"one that the model learned. {accept}"
-                    )
-        self.accepted = bool(self.stored and not self.stored.cleared and not self.meta.checksums)
-        self.delivered = dict(self.meta.progress)
-        if self.stored and not self.stored.cleared and not self.accepted:
-            got = {
-                p: min(at, bounds[p][1]) for p, at in self.log.committed().items() if p in bounds
-            }
-            self.delivered |= {p: max(at, self.meta.progress.get(p, 0)) for p, at in got.items()}
-
-    def _expired(self, partition: int, expected: int, first: int) -> str:
-        return (
-            f"Topic {self.settings.input_topic} partition {partition} begins at offset {first}, but the next sample to "
-            f"learn is {expected}: retention has deleted {first - expected} messages unread. To go on without them, run "
-            "python admin.py model accept."
-        )
-
-    # -- one batch ------------------------------------------------------------------------------------------------------
-
     def learn(
         self, payloads: list[bytes | None], partitions: np.ndarray, offsets: np.ndarray
     ) -> Learned:
-        """Learn a batch in its order and return what to send out; when it returns, the batch is committed.
+        """Learn a batch in its order and return what to send out; on return it is committed.
 
-        ``partitions`` and ``offsets``: int64 (n,). Raises ``StopJob``, or ``AwayError`` where Redis takes no commit.
+        ``partitions``, ``offsets``: int64 (messages,). Raises ``StopJob``, or ``AwayError`` where
+        Redis takes no commit.
         """
-        self._refuse_steps_back(partitions, offsets)
+        batch = Batch(payloads, partitions, offsets)
+        self.recovery.refuse_steps_back(batch)
         parsed: Parsed | None = None
 
         def learn() -> Learned:
             nonlocal parsed
-            self._catch_up()
-            check = self._ask_for_beginnings(self._fill_gaps(partitions, offsets))
-            parsed = parsed or self.format.parse(payloads)
-            return self._step(payloads, parsed, partitions, offsets, check)
+            held = self.held
+            self.recovery.catch_up(held)
+            missing = self.recovery.fill_gaps(held, batch)
+            check = self.recovery.ask_for_beginnings(missing)
+            parsed = parsed or self.format.parse(batch.payloads)
+            return self._step(held, batch, parsed, check)
 
-        learned = self._on_what_is_there(learn, lambda: self._start_here(partitions, offsets))
-        for partition in np.unique(partitions).tolist():
-            self.last[partition] = int(offsets[partitions == partition][-1])
-            self.delivered[partition] = max(
-                self.last[partition] + 1, self.delivered.get(partition, 0)
-            )
+        def start_here() -> None:
+            self.recovery.start_here(self.held, batch)
+
+        learned = self._on_what_is_there(learn, start_here)
+        self.recovery.note_delivery(batch)
         return learned
 
     def _on_what_is_there(
@@ -247,236 +164,153 @@ class Trainer:
     ) -> T:
         """Return what the work returns.
 
-        Where the store is another by then, load it, call ``after`` and do the work again.
+        Where another has changed the store by then, load it, call ``after``, and do the work again.
         """
         while True:
             try:
                 return work()
             except ConflictError as conflict:
-                log.warning("%s The work is done again on what is there.", conflict)
+                log.warning("%s The batch is learned again on what is there.", conflict)
             except LeaseError as error:
                 raise StopJob(str(error)) from error
             try:
-                self._load()
+                self.held = self.recovery.load(self.held)
             except StoreError as error:
                 raise StopJob(str(error)) from error
             after()
 
-    def _refuse_steps_back(self, partitions: np.ndarray, offsets: np.ndarray) -> None:
-        for partition in np.unique(partitions):
-            own = offsets[partitions == partition]
-            last = self.last.get(int(partition), -1)
-            if own[0] <= last or (np.diff(own) <= 0).any():
-                raise StopJob(
-                    f"Topic {self.settings.input_topic} partition {partition} went back to offset {own.min()} after "
-                    f"{max(last, int(own.max()))}: was it deleted and made again? Submit the job again; it checks "
-                    "and says what to do."
-                )
-
-    def _start_here(self, partitions: np.ndarray, offsets: np.ndarray) -> None:
-        """Let a new model that met its mark in a running task start at this batch: earlier ones were another model's."""
-        if self.stored is None or not self.stored.cleared:
-            return
-        self.meta.starts |= self.delivered
-        for partition in np.unique(partitions):
-            self.meta.starts[int(partition)] = int(offsets[partitions == partition][0])
-        self.meta.progress = dict(self.meta.starts)
-
-    def _catch_up(self) -> None:
-        """Learn again, in every partition, what this task or its group had got before the store went back."""
-        for partition, delivered in self.delivered.items():
-            progress = self.meta.progress.get(partition, 0)
-            if progress < delivered:
-                self._fill(partition, progress, delivered)
-                # At the end may be transaction markers or compacted offsets: not to be asked for again.
-                self.delivered[partition] = self.meta.progress.get(partition, 0)
-
-    def _fill_gaps(self, partitions: np.ndarray, offsets: np.ndarray) -> dict[int, int]:
-        """Learn, before the batch, what Kafka holds between the model's progress and this task's first message.
-
-        Return the first offset that is missing besides, {partition: offset}.
-
-        Flink reads the log in its order. So an offset that is missing between two messages of one task
-        holds no committed record (a transaction marker, aborted, compacted), unless the log now begins
-        after it.
-        """
-        missing = {}
-        for partition in np.unique(partitions).tolist():
-            own = offsets[partitions == partition]
-            expected = self.meta.progress.get(partition, 0)
-            own = own[own >= expected]
-            if not len(own):
-                continue
-            if own[0] > expected and self.last.get(partition, -2) + 1 != expected:
-                self._fill(partition, expected, int(own[0]))
-                expected = int(own[0])
-            if own[-1] - expected >= len(own):
-                missing[partition] = expected + int(
-                    np.argmax(own != expected + np.arange(len(own)))
-                )
-        return missing
-
-    def _ask_for_beginnings(self, missing: dict[int, int]) -> Callable[[], None]:
-        """Ask where the log begins now; return what waits for the answer and raises ``StopJob`` where that is too late.
-
-        The only question about a batch, whatever it lacks; Kafka answers while the batch is worked on.
-        """
-        if not missing:
-            return lambda: None
-        answer = self.log.ask_for_beginnings(missing)
-
-        def check() -> None:
-            for partition, first in answer().items():
-                if first > missing[partition]:
-                    raise StopJob(self._expired(partition, missing[partition], first))
-
-        return check
-
-    def _fill(self, partition: int, start: int, end: int) -> None:
-        """Learn the records from ``start`` to before ``end``.
-
-        Raises ``StopJob`` where retention has deleted them, or where they have no output.
-        """
-        first = self.log.beginnings([partition])[partition]
-        if first > start:
-            raise StopJob(self._expired(partition, start, first))
-        known = False  # whether this gap has its new model_id
-        with closing(self.log.pieces(partition, start, end)) as pieces:
-            for records in pieces:
-                if self.accepted and partition not in self.last:
-                    raise StopJob(
-                        f"Flink begins at offset {end} of topic {self.settings.input_topic} partition "
-                        f"{partition}, but the model was told to go on from {start}: the messages between would "
-                        "be learned without a prediction. Submit the job again without -s."
-                    )
-                at = np.array([offset for offset, _ in records])
-                why = "learning offsets %d to %d of partition %d again: the store had gone back"
-                log.warning(why, at[0], at[-1], partition)
-                self.fork |= not known
-                known = True
-                payloads = [payload for _, payload in records]
-                self._step(payloads, self.format.parse(payloads), np.full(len(at), partition), at)
+    def _learn_again(self, held: Held, batch: Batch) -> None:
+        self._step(held, batch, self.format.parse(batch.payloads))
 
     def _step(
         self,
-        payloads: list[bytes | None],
+        held: Held,
+        batch: Batch,
         parsed: Parsed,
-        partitions: np.ndarray,
-        offsets: np.ndarray,
         check: Callable[[], None] = lambda: None,
     ) -> Learned:
         """Predict, score, learn, ``check`` and commit.
 
-        Raises ``ConflictError`` where the store is not what this task read last.
+        Every sample is predicted before any of the batch is learned, so that its score is honest.
+        ``held`` moves on only with the commit; on ``ConflictError`` it must be loaded again.
         """
-        _log_unforeseen(parsed, partitions, offsets)
-        meta = deepcopy(self.meta)
-        found, places = np.unique(partitions, return_inverse=True)
-        fresh = offsets >= np.array([meta.progress.get(p, 0) for p in found.tolist()])[places]
-        with self._naming(partitions, offsets):
-            predicted = self.learner.predict(parsed.X) if len(parsed.X) else None
-        version = meta.version if predicted is not None else None
-        out = _outgoing(payloads, parsed, predicted, version, partitions, offsets, fresh)
-        learn_now = fresh[parsed.good]
-        all_new = bool(learn_now.all())  # nearly always: no copy is made
-        X, y = (parsed.X, parsed.y) if all_new else (parsed.X[learn_now], parsed.y[learn_now])
+        _log_unforeseen(parsed, batch)
+        fresh = batch.fresh(held.meta.progress)
+        with self._naming(batch):
+            predicted = held.learner.predict(parsed.X) if len(parsed.X) else None
+        samples = _fresh_samples(parsed, predicted, fresh, held.seen)
         reasons = [error.code for i, error in parsed.reasons.items() if fresh[i]]
-        hits = np.empty(0, bool) if predicted is None else predicted[learn_now] == y
-        learned = Learned(out, parsed.good, fresh, hits, y, reasons)
+        out = _outgoing(batch, parsed, predicted, held.meta.version, fresh)
+        learned = Learned(out, parsed.good, fresh, samples.hits, samples.y, samples.new, reasons)
         if not fresh.any():
             return learned
-        if predicted is not None:
-            sources = (
-                parsed.sources
-                if all_new
-                else [parsed.sources[i] for i in np.flatnonzero(learn_now)]
-            )
-            meta.scores.add(y, predicted[learn_now], sources, self.format.classes)
-        if len(y):
-            with self._naming(partitions, offsets):
-                self.learner.learn(X, y)
-        _advance(meta, payloads, partitions, offsets, fresh, len(y), reasons)
-        if self.fork:
-            meta.parent, meta.model_id = (
-                f"{meta.model_id}:{meta.version}",
-                new_model_id(meta.model_id),
-            )
-        meta.version += 1
-        meta.cluster_id = self.cluster_id
-        meta.cleared_at = 0.0
+        meta = self._advanced(held, batch, fresh, samples, reasons)
+        if len(samples.y):
+            with self._naming(batch):
+                held.learner.learn(samples.X, samples.y)
+            held.seen.add(samples.X)
         check()
-        self._commit(meta, len(y) > 0)
+        self._commit(held, meta, changed=len(samples.y) > 0)
         return learned
 
+    def _advanced(
+        self, held: Held, batch: Batch, fresh: np.ndarray, samples: Samples, reasons: list[str]
+    ) -> Meta:
+        """Return the meta with its counts, scores and progress moved over the fresh messages."""
+        meta = held.meta
+        newest = batch.newest(fresh)
+        ends = {p: int(batch.offsets[i]) for p, i in newest.items()}
+        checksums = {p: [ends[p], zlib.crc32(batch.payloads[i] or b"")] for p, i in newest.items()}
+        return replace(
+            meta,
+            model_id=new_model_id(meta.model_id) if held.forks else meta.model_id,
+            parent=f"{meta.model_id}:{meta.version}" if held.forks else meta.parent,
+            version=meta.version + 1,
+            samples=meta.samples + len(samples.y),
+            rejected=meta.rejected + len(reasons),
+            rejected_by_reason=dict(Counter(meta.rejected_by_reason) + Counter(reasons)),
+            scores=self._scored(meta.scores, samples),
+            progress=meta.progress | {p: end + 1 for p, end in ends.items()},
+            starts=dict.fromkeys(ends, 0) | meta.starts,
+            checksums=meta.checksums | checksums,
+            cluster_id=self.cluster_id,
+            cleared_at=0.0,
+        )
+
+    def _scored(self, scores: Scores, samples: Samples) -> Scores:
+        """Return the scores with these samples counted; samples without a prediction don't count."""
+        if samples.predicted is None:
+            return scores
+        scores = deepcopy(scores)
+        scores.add(samples.y, samples.predicted, samples.sources, samples.new, self.format.classes)
+        return scores
+
     @contextmanager
-    def _naming(self, partitions: np.ndarray, offsets: np.ndarray) -> Iterator[None]:
-        """Raise ``StopJob`` where the learner fails: it would fail on these samples again, whatever restarts."""
+    def _naming(self, batch: Batch) -> Iterator[None]:
+        """Raise ``StopJob`` where the learner fails: it would fail on these samples again."""
         try:
             yield
         except MemoryError:
             raise
         except Exception as error:  # an estimator may raise anything
-            batch = f"partition {partitions[0]} offset {offsets[0]} to partition {partitions[-1]} offset {offsets[-1]}"
             raise StopJob(
-                f"LEARNER {self.settings.learner} fails on the samples of topic {self.settings.input_topic} "
-                f"{batch} ({type(error).__name__}: {error}): set another LEARNER after python redis_clear.py "
-                f"{self.settings.model_key}."
+                f"LEARNER {self.settings.learner} fails on the samples of topic "
+                f"{self.settings.input_topic} {batch.place(0)} to {batch.place(-1)} "
+                f"({type(error).__name__}: {error}): set another LEARNER after "
+                f"python redis_clear.py {self.settings.model_key}."
             ) from error
 
-    def _commit(self, meta: Meta, changed: bool) -> None:
-        before = self.stored
+    def _commit(self, held: Held, meta: Meta, changed: bool) -> None:
+        before = held.stored
         if changed or before is None or before.cleared:
-            model, state = self.learner.model_bytes(), self.learner.state_bytes()
+            model = held.learner.model_bytes()
+            state = held.seen.dumps() + held.learner.state_bytes()
         else:
             model, state = before.model, before.state
-        self.stored = self.store.commit(before, meta, model, state, self.lease.submission, LEASE_MS)
-        self.meta, self.fork = meta, False
+        held.stored = self.store.commit(before, meta, model, state, self.lease.submission, LEASE_MS)
+        held.meta = held.stored.meta
+        held.forks = False
+
+
+def _fresh_samples(
+    parsed: Parsed, predicted: np.ndarray | None, fresh: np.ndarray, seen: Seen
+) -> Samples:
+    which = fresh[parsed.good]
+    if which.all():  # nearly always: no copy is made
+        return Samples(parsed.X, parsed.y, predicted, parsed.sources, ~seen.knows(parsed.X))
+    X = parsed.X[which]
+    return Samples(
+        X,
+        parsed.y[which],
+        None if predicted is None else predicted[which],
+        [parsed.sources[i] for i in np.flatnonzero(which)],
+        ~seen.knows(X),
+    )
 
 
 def _outgoing(
-    payloads: list[bytes | None],
+    batch: Batch,
     parsed: Parsed,
     predicted: np.ndarray | None,
-    version: int | None,
-    partitions: np.ndarray,
-    offsets: np.ndarray,
+    version: int,
     fresh: np.ndarray,
 ) -> list[bytes]:
     """Return, per message, the JSON for the predict topic, or for the reject topic where it is bad."""
     good = parsed.good
     guesses = [None] * len(parsed.y) if predicted is None else predicted.tolist()
-    places = (values[good].tolist() for values in (partitions, offsets, ~fresh))
-    out = predictions(parsed.documents, guesses, version, *places)
-    # In the order of their places, so that those before stand where they belong already.
+    places = (values[good].tolist() for values in (batch.partitions, batch.offsets, ~fresh))
+    out = predictions(parsed.documents, guesses, None if predicted is None else version, *places)
+    # Each is inserted where it stood; those before it have their places already.
     for i, error in sorted(parsed.reasons.items()):
-        out.insert(i, reject(payloads[i], str(error), int(partitions[i]), int(offsets[i])))
+        place = int(batch.partitions[i]), int(batch.offsets[i])
+        out.insert(i, reject(batch.payloads[i], str(error), *place))
     return out
 
 
-def _log_unforeseen(parsed: Parsed, partitions: np.ndarray, offsets: np.ndarray) -> None:
+def _log_unforeseen(parsed: Parsed, batch: Batch) -> None:
     """Log where the parser itself failed, with one stack trace for each reason of a batch."""
     failed = {str(e): (i, e) for i, e in parsed.reasons.items() if e.code == UNFORESEEN}
     for i, error in failed.values():
-        place = f"partition {partitions[i]} offset {offsets[i]}"
-        log.error("the message at %s is rejected: %s", place, error, exc_info=error.__cause__)
-
-
-def _advance(
-    meta: Meta,
-    payloads: list[bytes | None],
-    partitions: np.ndarray,
-    offsets: np.ndarray,
-    fresh: np.ndarray,
-    samples: int,
-    reasons: list[str],
-) -> None:
-    """Move counts and progress over the fresh messages of a batch."""
-    meta.samples += samples
-    meta.rejected += len(reasons)
-    for code in reasons:
-        meta.rejected_by_reason[code] = meta.rejected_by_reason.get(code, 0) + 1
-    for partition in np.unique(partitions[fresh]).tolist():
-        last = np.flatnonzero(fresh & (partitions == partition))[-1]
-        meta.progress[partition] = int(offsets[last]) + 1
-        meta.starts.setdefault(partition, 0)
-        meta.checksums[partition] = [int(offsets[last]), zlib.crc32(payloads[last] or b"")]
+        log.error(
+            "the message at %s is rejected: %s", batch.place(i), error, exc_info=error.__cause__
+        )

@@ -55,15 +55,15 @@ def trainer_cost(stack: Stack, form: Format, batch: int, seconds: float) -> dict
     )
     object.__setattr__(trainer.format, "parse", parse)
     trainer.store.commit = commit  # type: ignore[method-assign]
-    trainer.learner.predict = _timed(trainer.learner.predict, spent["predict"])  # type: ignore[method-assign]
-    trainer.learner.learn = _timed(trainer.learner.learn, spent["learn"])  # type: ignore[method-assign]
+    trainer.held.learner.predict = _timed(trainer.held.learner.predict, spent["predict"])  # type: ignore[method-assign]
+    trainer.held.learner.learn = _timed(trainer.held.learner.learn, spent["learn"])  # type: ignore[method-assign]
     totals: list[float] = []
     learn = _timed(trainer.learn, totals)
     partitions, begin = np.zeros(batch, np.int64), time.monotonic()
     try:
         while len(totals) < 6 or time.monotonic() - begin < seconds:
             learn(rows, partitions, np.arange(batch) + len(totals) * batch)
-        model = len(trainer.stored.model) if trainer.stored else 0
+        model = len(trainer.held.stored.model) if trainer.held.stored else 0
     finally:
         trainer.close()
         object.__delattr__(trainer.format, "parse")

@@ -5,6 +5,7 @@ import secrets
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,8 +159,8 @@ def test_accept_says_how_many_messages_of_a_log_written_again_may_be_skipped(
     stored = task.store.read(with_state=True)
     remake_topic(loop)  # a broker that lost its end and went on keeps the topic's id
     send(loop, 500, 500 + written)
-    stored.meta.topic_id = task.log.topic_id()
-    task.store.commit(task.stored, stored.meta, stored.model, stored.state)
+    meta = replace(stored.meta, topic_id=task.log.topic_id())
+    task.store.commit(task.held.stored, meta, stored.model, stored.state)
     done = admin("accept", "--yes")
     assert f"next sample to learn 100 -> {at}; the log lost its end" in done.output
     assert f"up to {skipped} that were not learned are skipped" in done.output

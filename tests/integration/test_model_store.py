@@ -59,10 +59,12 @@ def test_what_was_committed_is_read_again_to_the_bit(store):
         checksums={0: [4, 77]},
         topic_id="t",
     )
-    store.commit(None, given, MODEL, b"state")
-    stored = store.read(with_state=True)
-    assert (stored.model, stored.state, stored.meta) == (MODEL, b"state", given)
-    assert stored.meta.libraries["scikit-learn"]
+    written = store.commit(None, given, MODEL, b"state")
+    assert store.read(with_state=True) == written
+    assert (written.model, written.state) == (MODEL, b"state")
+    filled = ("commit_id", "saved_at", "libraries", "state_sha256")
+    assert all(getattr(written.meta, name) for name in filled)
+    assert replace(written.meta, **{name: getattr(given, name) for name in filled}) == given
 
 
 def test_nothing_stored_reads_as_none(store):

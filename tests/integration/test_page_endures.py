@@ -5,6 +5,7 @@ import pickle
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -259,8 +260,7 @@ def test_a_model_of_other_than_drawings_leaves_the_page_alive(page: Page):
 
 def of_cluster(cluster: str, version: int) -> Stored:
     model = a_model(version)
-    model.meta.cluster_id = cluster
-    return model
+    return replace(model, meta=replace(model.meta, cluster_id=cluster))
 
 
 def test_only_models_of_this_pages_kafka_are_served(page: Page):

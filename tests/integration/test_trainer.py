@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -21,8 +22,9 @@ from local.brokers import create_topics
 from loop.lease import LEASE_MS, RENEW_SECONDS, new_submission
 from loop.messages import DIGITS, MAX_RECORD_BYTES
 from loop.model_store import AwayError, ModelStore
+from loop.recovery import StopJob
 from loop.topic_log import TopicLog
-from loop.trainer import StopJob, Trainer
+from loop.trainer import Trainer
 from loop.transactions import start_at_the_model
 from settings import HERE
 
@@ -154,6 +156,21 @@ def test_a_restarted_task_goes_on_from_the_stored_model_and_learns_nothing_twice
     assert stored.meta.scores.predicted == 550
 
 
+def test_a_second_pass_counts_as_seen_before_also_across_a_restart(loop, tasks):
+    send(loop, 0, 200, values=lambda i: DIGITS.sample(X[i % 100], Y[i % 100]))
+    first = tasks()
+    first_pass = feed(first, 0, 100)
+    feed(first, 100, 120)
+    first.close()
+    second = tasks()
+    feed(second, 120, 200)
+    scores = second.store.read().meta.scores
+    assert (scores.predicted, scores.new_predicted) == (150, 50)
+    right = [line["predict_y"] == line["actual_y"] for line in first_pass[50:]]
+    assert scores.new_right == sum(right)
+    assert scores.accuracy > scores.accuracy_new
+
+
 def test_a_message_that_the_parser_fails_on_is_rejected_and_logged(loop, tasks, caplog):
     fragile = loop.named(learner="sgd", message_format="tests.unit.test_messages_at_once:FRAGILE")
     poison = DIGITS.sample(X[0], 1, source="poison")
@@ -171,8 +188,8 @@ def test_a_learner_that_fails_in_the_stream_stops_the_job_in_a_sentence(loop, ta
     send(loop, 0, 20)
     task = tasks()
     feed(task, 0, 10)
-    monkeypatch.setattr(task.learner._last, "eta0", None)  # as a fault in an estimator may
-    monkeypatch.setattr(task.learner._last, "alpha", None)
+    monkeypatch.setattr(task.held.learner._last, "eta0", None)  # as a fault in an estimator may
+    monkeypatch.setattr(task.held.learner._last, "alpha", None)
     with pytest.raises(
         StopJob, match=r"LEARNER sgd fails on the samples .* offset 10 to .* offset 19"
     ):
@@ -189,8 +206,8 @@ def test_a_model_names_its_kafka_cluster_and_older_ones_get_it(loop, tasks):
     assert task.store.read().meta.cluster_id == cluster
     task.close()
     older = task.store.read(with_state=True)
-    older.meta.cluster_id = ""
-    task.store.commit(older, older.meta, older.model, older.state)
+    meta = replace(older.meta, cluster_id="")
+    task.store.commit(older, meta, older.model, older.state)
     second = tasks()
     feed(second, 50, 100)
     assert second.store.read().meta.cluster_id == cluster
@@ -593,8 +610,8 @@ def test_a_log_that_lost_its_end_stops_the_next_start_with_a_sentence(loop, task
     task = tasks()
     feed(task, 0, 50)
     meta = task.store.read().meta
-    meta.progress, meta.version = {0: 70}, meta.version + 1
-    task.store.commit(task.stored, meta, task.stored.model, task.stored.state)
+    meta = replace(meta, progress={0: 70}, version=meta.version + 1)
+    task.store.commit(task.held.stored, meta, task.held.stored.model, task.held.stored.state)
     task.close()
     with pytest.raises(StopJob, match=r"ends at offset 50, but the model has learned up to 70"):
         tasks()
@@ -605,8 +622,8 @@ def test_another_message_where_one_was_learned_stops_the_next_start_with_a_sente
     task = tasks()
     feed(task, 0, 50)
     meta = task.store.read().meta
-    meta.checksums, meta.version = {0: [49, 1]}, meta.version + 1
-    task.store.commit(task.stored, meta, task.stored.model, task.stored.state)
+    meta = replace(meta, checksums={0: [49, 1]}, version=meta.version + 1)
+    task.store.commit(task.held.stored, meta, task.held.stored.model, task.held.stored.state)
     task.close()
     with pytest.raises(StopJob, match=r"holds another message at offset 49"):
         tasks()

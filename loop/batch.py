@@ -1,0 +1,58 @@
+"""A batch: messages of the input topic with the places where Kafka holds them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Messages in the order in which they are learned; offsets of one partition grow.
+
+    ``payloads``: bytes, or None for a tombstone. ``partitions``, ``offsets``: int64 (messages,).
+    """
+
+    payloads: Sequence[bytes | None]
+    partitions: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of_partition(cls, partition: int, records: Sequence[tuple[int, bytes | None]]) -> "Batch":
+        """Return the batch of one partition's records, each an offset and a payload."""
+        offsets = np.array([offset for offset, _ in records], dtype=np.int64)
+        return cls([payload for _, payload in records], np.full(len(offsets), partition), offsets)
+
+    @cached_property
+    def by_partition(self) -> dict[int, np.ndarray]:
+        """Return {partition: its offsets}."""
+        return {
+            partition: self.offsets[self.partitions == partition]
+            for partition in np.unique(self.partitions).tolist()
+        }
+
+    def fresh(self, progress: Mapping[int, int]) -> np.ndarray:
+        """Return which messages are not learned yet, bool (messages,).
+
+        ``progress``: {partition: next offset to learn}.
+        """
+        if len(self.by_partition) == 1:
+            [partition] = self.by_partition
+            return self.offsets >= progress.get(partition, 0)
+        found, places = np.unique(self.partitions, return_inverse=True)
+        following = np.array([progress.get(p, 0) for p in found.tolist()], dtype=np.int64)
+        return self.offsets >= following[places]
+
+    def newest(self, which: np.ndarray) -> dict[int, int]:
+        """Return {partition: place in the batch of its last message that is in ``which``}."""
+        last = {}
+        for partition in self.by_partition:
+            places = np.flatnonzero(which & (self.partitions == partition))
+            if len(places):
+                last[partition] = int(places[-1])
+        return last
+
+    def place(self, i: int) -> str:
+        """Return partition and offset of a message as words."""
+        return f"partition {self.partitions[i]} offset {self.offsets[i]}"
