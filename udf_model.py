@@ -93,14 +93,15 @@ def end_bundles_at_once() -> None:
 
 
 class Metrics:
-    """What Flink shows of the learning, in metric group ``online_ml``.
+    """Flink's metric group ``online_ml``.
 
-    Flink's Python gauges are whole numbers, so shares are in 1/10,000. ``sample_count``: samples that
-    this task learned. ``seen_before``: those of them that the model had learned before.
-    ``prediction_acc``: prequential accuracy since the model began. ``prediction_acc_new``: the same
-    for samples not seen before. ``metric_distribution_y``: labels. ``total_10_sec``,
-    ``right_10_sec``: predicted and rightly predicted in the last 10 s. ``model_version``,
-    ``saved_at`` (seconds since 1970). ``rejected``, and one counter per reason.
+    Python gauges in Flink are whole numbers, so accuracies are in 1/10,000. ``sample_count``:
+    samples that this task learned. ``seen_before``: those of them that the model had learned
+    before. ``prediction_acc``: prequential accuracy since the model began. ``prediction_acc_new``:
+    the same for samples not learned before. ``metric_distribution_y``: labels. ``total_10_sec``,
+    ``right_10_sec``: samples predicted, and predicted correctly, in the last 10 s.
+    ``model_version``, ``saved_at`` (seconds since 1970) of the newest commit. ``rejected``, and
+    ``rejected_<code>`` for each reason.
     """
 
     def __init__(self, group: Any, trainer: Trainer) -> None:
