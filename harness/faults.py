@@ -105,7 +105,7 @@ class Trial:
     def submit(self, restore: Path | str | None = None) -> str:
         """Submit the job from a savepoint or checkpoint, or from the consumer group's offsets.
 
-        Without a restore point, some predictions may appear twice; the proof is told which.
+        Without a restore point, some predictions may appear twice; ``proof.again`` records which.
         """
         again = self.unfinished()
         job = self.stack.submit_job(restore=restore, REDIS_PORT=str(self.proxy.port))
