@@ -1,4 +1,4 @@
-"""The pipeline, as Flink SQL: samples in, one learner, predictions and rejects out, each exactly once.
+"""The pipeline in Flink SQL: samples in, predictions and rejects out, each exactly once.
 
 flink run -m localhost:8081 -py online_learning.py
 """
@@ -32,14 +32,15 @@ OPTIONS = {
     "pipeline.name": "online_learning",
     "pipeline.object-reuse": "true",
     # Every 5 ms Flink ends a bundle that is 5 ms old. A batch is what arrives in 5 to 10 ms while
-    # the last one is learned, at most 5,000 messages: few samples wait little, many go together.
+    # the last one is learned, at most 5,000 messages. So a slow stream waits little, and a fast
+    # stream is learned in large batches.
     "python.fn-execution.bundle.time": "5",
     "python.fn-execution.bundle.size": "50000",
     "python.fn-execution.arrow.batch.size": "5000",
     "execution.checkpointing.mode": "EXACTLY_ONCE",
     "execution.checkpointing.interval": "2 s",
     "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
-    # Most faults are over in seconds, so the back-off is short.
+    # Most faults last seconds, so the back-off is short.
     # A job that fails ten times in a row needs a person.
     "restart-strategy.type": "exponential-delay",
     "restart-strategy.exponential-delay.initial-backoff": "500 ms",
@@ -83,7 +84,11 @@ CREATE TABLE {table} (
     {kafka}
 )"""
 
-INSERT = "INSERT INTO {table} SELECT learned.`out`, MAP['{header}', X'{model}'] FROM results WHERE {which}"
+INSERT = """
+INSERT INTO {table}
+SELECT learned.`out`, MAP['{header}', X'{model}']
+FROM results
+WHERE {which}"""
 
 
 def main() -> None:
@@ -93,8 +98,8 @@ def main() -> None:
     env = StreamExecutionEnvironment.get_execution_environment(_options(config))
     if env.get_parallelism() != 1:
         raise SettingsError(
-            f"The parallelism is {env.get_parallelism()}, but one model learns one stream in one order: submit with flink "
-            "run -p 1. The topic may have any number of partitions."
+            f"The parallelism is {env.get_parallelism()}, but one model learns one stream in one "
+            "order: submit with flink run -p 1. The topic may have any number of partitions."
         )
     store = ModelStore(config)
     lease = Lease(store, new_submission(store))
@@ -103,12 +108,7 @@ def main() -> None:
         _abort_open_transactions(env, config, store)
         table_env = StreamTableEnvironment.create(env)
         with TemporaryDirectory(prefix="online-learning-") as folder:
-            named = [
-                name.partition(":")[0]
-                for name in (config.learner, config.message_format)
-                if ":" in name
-            ]
-            code = write_archive(Path(folder) / "online_learning.zip", named)
+            code = write_archive(Path(folder) / "online_learning.zip", _own_modules(config))
             table_env.add_python_file(str(code))
             build(table_env, config, lease.submission)
     except BaseException:
@@ -117,12 +117,21 @@ def main() -> None:
 
 
 def try_learner(config: Settings) -> None:
-    """Try the learner on made-up samples, so that what it can't do is known before anything runs."""
+    """Try the learner on invented samples before anything runs.
+
+    Raises ``SettingsError``, which says what the learner can't do.
+    """
     form = load_format(config.message_format)
     try:
         new_learner(config.learner, form.classes, form.n_features, form.low, form.high)
     except LearnerError as error:  # learners know no settings
         raise SettingsError(str(error)) from error
+
+
+def _own_modules(config: Settings) -> list[str]:
+    """Return the modules of a learner and a message format that are named as module:object."""
+    names = (config.learner, config.message_format)
+    return [name.partition(":")[0] for name in names if ":" in name]
 
 
 def build(table_env: StreamTableEnvironment, config: Settings, submission: str) -> None:
@@ -134,14 +143,16 @@ def build(table_env: StreamTableEnvironment, config: Settings, submission: str) 
     learned = table_env.sql_query(
         "SELECT learn(payload, kafka_partition, kafka_offset) AS learned FROM samples"
     )
-    # Over the DataStream bridge the function runs once; a view that two INSERTs read would learn everything twice.
-    # Rescaling breaks Flink's chain there: while the sinks' task ends a Kafka transaction, this one goes on learning.
+    # As a DataStream the function runs once. As a plain view, which both INSERTs read, it would run
+    # twice and learn everything twice. Rescaling gives the sinks a task of their own, so learning
+    # continues while they commit a Kafka transaction.
     table_env.create_temporary_view("results", table_env.to_data_stream(learned).rescale())
 
     inserts = table_env.create_statement_set()
-    names = {"header": MODEL_HEADER, "model": config.model_key.encode().hex()}
-    inserts.add_insert_sql(INSERT.format(table="predictions", which="learned.good", **names))
-    inserts.add_insert_sql(INSERT.format(table="rejects", which="NOT learned.good", **names))
+    for table, which in (("predictions", "learned.good"), ("rejects", "NOT learned.good")):
+        model = config.model_key.encode().hex()
+        insert = INSERT.format(table=table, header=MODEL_HEADER, model=model, which=which)
+        inserts.add_insert_sql(insert)
     job = inserts.execute().get_job_client()
     print(f"Job {job.get_job_id() if job else '?'} runs; submission {submission}.")
 
@@ -151,11 +162,12 @@ def tables(config: Settings, submission: str) -> list[str]:
     properties = kafka_properties(config).items()
     kafka = ", ".join(f"'properties.{name}' = {sql_text(value)}" for name, value in properties)
     group = sql_text(config.kafka_group)
-    found = [SOURCE.format(topic=sql_text(config.input_topic), group=group, kafka=kafka)]
+    statements = [SOURCE.format(topic=sql_text(config.input_topic), group=group, kafka=kafka)]
     for table, topic in (("predictions", config.predict_topic), ("rejects", config.reject_topic)):
         prefix = sql_text(transactional_prefix(config, topic, submission))
-        found.append(SINK.format(table=table, topic=sql_text(topic), prefix=prefix, kafka=kafka))
-    return found
+        sink = SINK.format(table=table, topic=sql_text(topic), prefix=prefix, kafka=kafka)
+        statements.append(sink)
+    return statements
 
 
 def sql_text(text: str) -> str:
@@ -164,36 +176,38 @@ def sql_text(text: str) -> str:
 
 
 def kafka_properties(config: Settings) -> dict[str, str]:
-    """Return the connector's connection properties; a password is named here and read where the task runs."""
+    """Return the connector's connection properties.
+
+    They name the variable that holds the password; its value is read where the task runs.
+    """
     properties = {
         "bootstrap.servers": config.kafka_bootstrap_servers,
         "security.protocol": config.kafka_security_protocol,
     }
     if config.kafka_security_protocol.endswith("SSL") and config.kafka_ssl_cafile:
-        properties |= {
-            "ssl.truststore.type": "PEM",
-            "ssl.truststore.location": config.kafka_ssl_cafile,
-        }
+        properties["ssl.truststore.type"] = "PEM"
+        properties["ssl.truststore.location"] = config.kafka_ssl_cafile
     if config.kafka_security_protocol.startswith("SASL"):
-        shaded = "org.apache.flink.kafka.shaded.org.apache.kafka.common"
-        # The connector puts the variable's value between the quotes as it is.
-        password = config.kafka_sasl_password.get_secret_value()
-        variable = (
-            "KAFKA_SASL_PASSWORD_JAAS" if needs_jaas_text(password) else "KAFKA_SASL_PASSWORD"
-        )
-        module = (
-            "plain.PlainLoginModule"
-            if config.kafka_sasl_mechanism == "PLAIN"
-            else "scram.ScramLoginModule"
-        )
-        properties |= {
-            "sasl.mechanism": config.kafka_sasl_mechanism,
-            "config.providers": "env",
-            "config.providers.env.class": f"{shaded}.config.provider.EnvVarConfigProvider",
-            "sasl.jaas.config": f"{shaded}.security.{module} required "
-            f'username="{jaas_text(config.kafka_sasl_username)}" password="${{env:{variable}}}";',
-        }
+        properties |= _login_properties(config)
     return properties
+
+
+def _login_properties(config: Settings) -> dict[str, str]:
+    shaded = "org.apache.flink.kafka.shaded.org.apache.kafka.common"
+    module = f"{shaded}.security.scram.ScramLoginModule"
+    if config.kafka_sasl_mechanism == "PLAIN":
+        module = f"{shaded}.security.plain.PlainLoginModule"
+    user = jaas_text(config.kafka_sasl_username)
+    # The connector puts the variable's value between the quotes without escaping it.
+    variable = "KAFKA_SASL_PASSWORD"
+    if needs_jaas_text(config.kafka_sasl_password.get_secret_value()):
+        variable = "KAFKA_SASL_PASSWORD_JAAS"
+    return {
+        "sasl.mechanism": config.kafka_sasl_mechanism,
+        "config.providers": "env",
+        "config.providers.env.class": f"{shaded}.config.provider.EnvVarConfigProvider",
+        "sasl.jaas.config": f'{module} required username="{user}" password="${{env:{variable}}}";',
+    }
 
 
 def _options(config: Settings) -> Configuration:
@@ -207,16 +221,17 @@ def _options(config: Settings) -> Configuration:
 
 
 def jar_addresses(paths: str) -> str:
-    """Return jars that are named with commas as Flink takes them."""
+    """Return the addresses of jars as Flink takes them; ``paths`` are separated by commas."""
     return ";".join(Path(path.strip()).resolve().as_uri() for path in paths.split(","))
 
 
 def _abort_open_transactions(
     env: StreamExecutionEnvironment, config: Settings, store: ModelStore
 ) -> None:
-    """End what earlier submissions left open, but for the one whose savepoint or checkpoint ``flink run -s`` names.
+    """Abort the transactions that earlier submissions left open.
 
-    Without one, the group begins at the model's position where that is the lower one.
+    The savepoint or checkpoint that ``flink run -s`` names keeps its transactions, because Flink
+    ends those. Without one, the group begins at the model's position if that is lower.
     """
     options = Configuration(j_configuration=env._j_stream_execution_environment.getConfiguration())
     restored = options.get_string("execution.state-recovery.path", "")
@@ -224,19 +239,25 @@ def _abort_open_transactions(
         abort_open_transactions(config)
         start_at_the_model(config, store.progress())
         return
-    files = get_gateway().jvm.org.apache.flink.runtime.state.filesystem.AbstractFsCheckpointStorageAccess
-    try:
-        metadata = (
-            files.resolveCheckpointPointer(restored)
-            .getMetadataHandle()
-            .openInputStream()
-            .readAllBytes()
-        )
-    except Py4JJavaError:
-        return  # Flink itself says that it can't be read
-    # One that names no submission is another version's: which transactions are its own is not known.
-    if resumed := submissions_in(config, metadata):
+    resumed = submissions_in(config, _checkpoint_metadata(restored))
+    # A checkpoint of another version names no submission. Its own transactions are then unknown,
+    # so none is aborted.
+    if resumed:
         abort_open_transactions(config, resumed)
+
+
+def _checkpoint_metadata(path: str) -> bytes:
+    """Return the metadata of a savepoint or checkpoint, b"" if it can't be read.
+
+    Flink itself reports a checkpoint that it can't read.
+    """
+    filesystem = get_gateway().jvm.org.apache.flink.runtime.state.filesystem
+    storage = filesystem.AbstractFsCheckpointStorageAccess
+    try:
+        handle = storage.resolveCheckpointPointer(path).getMetadataHandle()
+        return handle.openInputStream().readAllBytes()
+    except Py4JJavaError:
+        return b""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The function that Flink SQL calls on each batch of messages: it predicts, scores, learns and commits.
+"""The function that Flink SQL calls on each batch: it predicts, scores, learns and commits.
 
-Flink gives no state to a Python ScalarFunction, so the model and its position in the stream live in one commit in
-Redis; a message that Flink delivers again is predicted again and not learned again (trainer.py).
+Flink gives a Python ScalarFunction no state. So Redis keeps the model and its position in the
+stream, in one commit. A message that Flink delivers again is predicted again but not learned again
+(``loop/trainer.py``).
 """
 
 import gc
@@ -23,23 +24,24 @@ WINDOW_SECONDS = 10
 
 
 class OnlineLearner(ScalarFunction):
-    """learn(payload, partition, offset) -> ROW(out BYTES, good BOOLEAN): one row per message, in its order.
+    """learn(payload, partition, offset) -> ROW(out BYTES, good BOOLEAN), one row per message.
 
-    ``out`` is the message with its prediction for the predict topic, or, where ``good`` is false, the reject topic's.
+    ``out``: the message with its prediction if ``good``, the message for the reject topic if not.
     """
 
     def __init__(self, settings: Settings, submission: str) -> None:
-        # This object travels with the job: it holds names and addresses, and no secret. Those the worker reads in open().
-        self.settings, self.submission = settings.public(), submission
+        # This object travels with the job, so it holds no secret. The worker reads those in open().
+        self.settings = settings.public()
+        self.submission = submission
         self.trainer: Trainer
         self.metrics: Metrics
 
     def is_deterministic(self) -> bool:
-        """Return False, so that Flink calls this once per message and never folds or repeats it."""
+        """Return False, so that Flink calls the function once per message and never folds it."""
         return False
 
     def open(self, function_context: FunctionContext) -> None:
-        """Connect, take the lease and load the model; raises ``StopJob`` where stream and model don't fit."""
+        """Connect, take the lease and load the model; raises ``StopJob`` if it can't continue."""
         self.trainer = Trainer(of_a_job(self.settings), self.submission)
         self.trainer.open()
         self.metrics = Metrics(function_context.get_metric_group(), self.trainer)
@@ -52,7 +54,7 @@ class OnlineLearner(ScalarFunction):
             self.trainer.close()
 
     def eval(self, payload: pd.Series, partition: pd.Series, offset: pd.Series) -> pd.DataFrame:
-        """Learn one Arrow batch; when this returns, what it learned is committed."""
+        """Learn one Arrow batch and return its rows; the model is committed by then."""
         learned = self.trainer.learn(
             payload.tolist(), partition.to_numpy(np.int64), offset.to_numpy(np.int64)
         )
@@ -61,20 +63,21 @@ class OnlineLearner(ScalarFunction):
 
 
 def learn_fast() -> None:
-    """Set this process up for learning alone: one thread for linear algebra, and a garbage collector that rests."""
+    """Let this process use one thread for linear algebra and collect garbage rarely."""
     hold_one_thread()
-    # A batch makes and frees thousands of small objects, none in a cycle: the collector is to look neither at those after
-    # every 700, as it does by default, nor at all libraries.
+    # A batch makes and frees thousands of small objects, none in a cycle. By default the collector
+    # would run after every 700 of them, and now and then scan all objects of the libraries.
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
 
 
 def end_bundles_at_once() -> None:
-    """Do without the profiler of Beam, whose worker this runs in: Flink reads none of its figures.
+    """Switch off Beam's profiler in this worker; Flink does not use its figures.
 
-    It starts a thread for each bundle and waits for the thread's nap to end with it: 4 ms of 30.
+    The profiler starts a thread for each bundle. The end of the bundle waits until that thread
+    wakes up: 4 ms of 30.
     """
-    from apache_beam.runners.worker import statesampler  # only a worker has it loaded already
+    from apache_beam.runners.worker import statesampler  # only a worker needs it
 
     def start(self: statesampler.StateSampler) -> None:
         statesampler.set_current_tracker(self)
@@ -89,11 +92,14 @@ def end_bundles_at_once() -> None:
 
 
 class Metrics:
-    """What Flink shows of the learning, in metric group ``online_ml``; Flink's Python gauges are whole numbers.
+    """The learner's metrics in Flink, group ``online_ml``; Flink's Python gauges are whole numbers.
 
-    ``sample_count``: samples learned by this task. ``prediction_acc``: prequential accuracy since the model began, in
-    1/10,000. ``metric_distribution_y``: labels. ``total_10_sec``, ``right_10_sec``: predicted and rightly predicted in
-    the last 10 s. ``model_version``, ``saved_at`` (seconds since 1970). ``rejected`` and one counter per reason.
+    ``sample_count``: samples learned by this task.
+    ``prediction_acc``: prequential accuracy since the model began, in 1/10,000.
+    ``metric_distribution_y``: labels.
+    ``total_10_sec``, ``right_10_sec``: samples predicted, and predicted rightly, in the last 10 s.
+    ``model_version``. ``saved_at``: seconds since 1970.
+    ``rejected``, ``rejected_<reason>``: messages rejected, in all and for each reason.
     """
 
     def __init__(self, group: Any, trainer: Trainer) -> None:
@@ -128,14 +134,16 @@ class Metrics:
             self.by_reason[code].inc()
 
     def last_seconds(self) -> tuple[int, int]:
-        """Return how many samples were predicted, and how many rightly, in the last ten seconds."""
+        """Return how many samples were predicted, and how many rightly, in the last 10 seconds."""
         while self.window and self.window[0][0] < time.monotonic() - WINDOW_SECONDS:
             self.window.popleft()
-        return sum(n for _, n, _ in self.window), sum(right for _, _, right in self.window)
+        total = sum(count for _, count, _ in self.window)
+        right = sum(hits for _, _, hits in self.window)
+        return total, right
 
 
 def online_learner(settings: Settings, submission: str) -> Any:
-    """Return the function as Flink SQL registers it: vectorised, not deterministic."""
+    """Return the function for Flink SQL to register: vectorised, not deterministic."""
     row = DataTypes.ROW(
         [DataTypes.FIELD("out", DataTypes.BYTES()), DataTypes.FIELD("good", DataTypes.BOOLEAN())]
     )
