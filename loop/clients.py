@@ -261,8 +261,8 @@ class Reader:
             at_the_end = message.error() is not None
             if not at_the_end:
                 yield message
-            # A partition ends with its last committed message, or where it ended at the start:
-            # a busy topic never runs out of messages.
+            # A partition ends with its last committed message, or where it ended when reading began,
+            # because a busy topic never runs out of messages.
             if at_the_end or offset + 1 >= ends.get(partition, 0):
                 ends.pop(partition, None)
 
