@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from hashlib import blake2b
 from itertools import count as natural_numbers
 from itertools import islice
 from pathlib import Path
@@ -18,34 +19,80 @@ from settings import one_line, settings
 
 ONE_PASS = 1797  # samples in the data set
 NO_TIME = "0000-00-00 00:00:00"  # stands in a prepared message where the time of sending goes
+MAX_SENT = 200_000  # copies; a repeat after so many is rare, and memory stays bounded
 CHUNK_SECONDS = 0.005  # pacing wakes up at most this often
 
 
-def prepared_digits() -> list[tuple[bytes, bytes]]:
-    """Return each digit's message as what stands before and after its time, in the data set's order."""
-    from sklearn.datasets import (
-        load_digits,  # takes seconds to import, and only the replay needs it
-    )
+def digits_of_the_data_set() -> tuple[np.ndarray, np.ndarray]:
+    """Return scikit-learn's digits, pixels float64 (1797, 64) from 0 to 16, and their labels."""
+    # Takes seconds to import, and only the replay needs it.
+    from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    messages = (
-        DIGITS.sample(x, y, ts=NO_TIME) for x, y in zip(digits.data, digits.target, strict=True)
-    )
-    return [
-        (head, tail)
-        for head, _, tail in (message.partition(NO_TIME.encode()) for message in messages)
-    ]
+    X, y = load_digits(return_X_y=True)
+    return X, y
 
 
-def passes(prepared: list[tuple[bytes, bytes]], seed: int) -> Iterator[bytes]:
-    """Yield stamped messages without end: the digits in order, then pass after pass as ``seed`` shuffles them."""
+def prepared(X: np.ndarray, y: np.ndarray) -> list[tuple[bytes, bytes]]:
+    """Return each digit's message in two parts, before and after the time of its sending."""
+    found = []
+    for pixels, label in zip(X, y, strict=True):
+        head, _, tail = DIGITS.sample(pixels, label, ts=NO_TIME).partition(NO_TIME.encode())
+        found.append((head, tail))
+    return found
+
+
+def passes(seed: int, vary: bool = False) -> Iterator[bytes]:
+    """Yield stamped messages without end: the digits in order, then pass after pass.
+
+    ``seed`` decides the order of the later passes. With ``vary`` these hold copies of the digits as
+    other hands would have written them, none of which was sent before.
+    """
+    X, y = digits_of_the_data_set()
+    messages, sent = prepared(X, y), Sent(X)
     for number in natural_numbers():
-        rows = np.arange(len(prepared))
+        rows = np.arange(len(messages))
         if number:
-            np.random.default_rng([seed, number]).shuffle(rows)
+            draw = np.random.default_rng([seed, number])
+            draw.shuffle(rows)
+            if vary:
+                messages = prepared(sent.new_copies(X, draw), y)
         for row in rows:
-            head, tail = prepared[row]
+            head, tail = messages[row]
             yield head + time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()).encode() + tail
+
+
+class Sent:
+    """Knows the digits and the newest 200,000 copies of them that were sent."""
+
+    def __init__(self, X: np.ndarray) -> None:
+        self.originals = {digest(pixels) for pixels in X}
+        self.copies: dict[bytes, None] = {}  # the oldest first
+
+    def new_copies(self, X: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """Return a distorted copy of each digit, whole numbers, that was not sent before."""
+        from learners.digit_learner import distorted
+
+        copies = np.empty_like(X)
+        rows = np.arange(len(X))
+        while len(rows):
+            copies[rows] = np.rint(distorted(X[rows].astype(np.float32), draw))
+            rows = np.array([row for row in rows if not self._add(copies[row])], dtype=np.int64)
+        return copies
+
+    def _add(self, pixels: np.ndarray) -> bool:
+        """Note a copy, and return whether it is new."""
+        key = digest(pixels)
+        if key in self.originals or key in self.copies:
+            return False
+        if len(self.copies) >= MAX_SENT:
+            del self.copies[next(iter(self.copies))]
+        self.copies[key] = None
+        return True
+
+
+def digest(pixels: np.ndarray) -> bytes:
+    """Return what tells one picture from another."""
+    return blake2b(pixels.tobytes(), digest_size=8).digest()
 
 
 def replay(
@@ -97,6 +144,9 @@ def replay(
     show_default=True,
     help="Order of the later passes.",
 )
+@click.option(
+    "--vary", is_flag=True, help="After the first pass, send distorted copies that are all new."
+)
 @click.option("--show", "shown", metavar="TOPIC", hidden=True)
 @click.option("--follow", is_flag=True, hidden=True)
 @click.option("--save-rejects", "saved", type=click.Path(path_type=Path), hidden=True)
@@ -112,6 +162,7 @@ def main(
     count: int | None,
     endless: bool,
     seed: int,
+    vary: bool,
     shown: str | None,
     follow: bool,
     saved: Path | None,
@@ -143,7 +194,7 @@ def main(
         total = None if endless else count or ONE_PASS
         _replay_digits(
             Sender(config, config.input_topic),
-            seed,
+            passes(seed, vary),
             rate or config.producer_rate,
             total,
             stop_on_signals(),
@@ -154,9 +205,11 @@ def _name_the_new_command(command: str) -> None:
     click.echo(f"This option has become a command: python admin.py {command}", err=True)
 
 
-def _replay_digits(sender: Sender, seed: int, rate: float, total: int | None, stop: Event) -> None:
+def _replay_digits(
+    sender: Sender, messages: Iterator[bytes], rate: float, total: int | None, stop: Event
+) -> None:
     try:
-        replay(sender, passes(prepared_digits(), seed), rate, total, stop)
+        replay(sender, messages, rate, total, stop)
     finally:
         click.echo(sender.outcome())
     if sender.waiting:

@@ -92,10 +92,14 @@ def end_bundles_at_once() -> None:
 
 
 class Metrics:
-    """The learner's metrics in Flink, group ``online_ml``; Flink's Python gauges are whole numbers.
+    """The learner's metrics in Flink, group ``online_ml``.
 
-    ``sample_count``: samples learned by this task.
-    ``prediction_acc``: prequential accuracy since the model began, in 1/10,000.
+    Flink's Python gauges are whole numbers, so shares are in 1/10,000.
+
+    ``sample_count``: samples that this task learned.
+    ``seen_before``: those of them that the model had learned before.
+    ``prediction_acc``: prequential accuracy since the model began.
+    ``prediction_acc_new``: the same for samples not seen before.
     ``metric_distribution_y``: labels.
     ``total_10_sec``, ``right_10_sec``: samples predicted, and predicted rightly, in the last 10 s.
     ``model_version``. ``saved_at``: seconds since 1970.
@@ -109,9 +113,11 @@ class Metrics:
         self.sample_count = self.group.counter("sample_count")
         self.rejected = self.group.counter("rejected")
         self.by_reason: dict[str, Any] = {}
+        self.seen_before = self.group.counter("seen_before")
         self.labels = self.group.distribution("metric_distribution_y")
         gauges: dict[str, Callable[[], int]] = {
             "prediction_acc": lambda: round(10_000 * (trainer.meta.scores.accuracy or 0)),
+            "prediction_acc_new": lambda: round(10_000 * (trainer.meta.scores.accuracy_new or 0)),
             "total_10_sec": lambda: self.last_seconds()[0],
             "right_10_sec": lambda: self.last_seconds()[1],
             "model_version": lambda: trainer.meta.version,
@@ -127,6 +133,7 @@ class Metrics:
         update = self.labels.update
         for label in learned.labels.tolist():
             update(label)
+        self.seen_before.inc(int((~learned.new).sum()))
         self.rejected.inc(len(learned.reasons))
         for code in learned.reasons:
             if code not in self.by_reason:

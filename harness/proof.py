@@ -13,6 +13,7 @@ from harness.redis_history import Version, files, versions
 from learners.learner import Learner, load_learner, new_learner
 from loop.messages import Parsed, load_format
 from loop.model_store import Meta
+from loop.seen import Seen
 from settings import Settings
 
 Place = tuple[str, int, int]  # topic id, partition, offset
@@ -62,7 +63,7 @@ class Proof:
     unpredicted: set[Place] = field(default_factory=set)
     again: set[Place] = field(default_factory=set)
     compared: int = 0
-    at_hand: tuple[str, Learner] | None = None  # the learner after this commit_id
+    at_hand: tuple[str, Learner, Seen] | None = None  # what a task holds after this commit_id
 
     # -- the learning -----------------------------------------------------------------------------------------------
 
@@ -137,11 +138,12 @@ class Proof:
         names = self.settings.learner, form.classes, form.n_features
         old = before.meta if before else None
         if before is None or old is None or old.samples == 0:
-            learner = new_learner(*names)
+            learner, seen = new_learner(*names), Seen()
         elif self.at_hand and self.at_hand[0] == old.commit_id:
-            learner = self.at_hand[1]
+            _, learner, seen = self.at_hand
         else:
-            learner = load_learner(*names, before.model, before.state)
+            seen, learner_state = Seen.split(before.state)
+            learner = load_learner(*names, before.model, learner_state)
         guesses = learner.predict(parsed.X) if len(parsed.y) else None
         version = old.version if old and guesses is not None else None
         answers = [None] * len(parsed.y) if guesses is None else guesses.tolist()
@@ -149,16 +151,21 @@ class Proof:
             [p for p, good in zip(places, parsed.good, strict=True) if good], answers, strict=True
         ):
             self.predictions.setdefault(place, set()).add((version, answer))
+        if guesses is not None:
+            new = int((~seen.knows(parsed.X)).sum())
+            counted = meta.scores.new_predicted - (old.scores.new_predicted if old else 0)
+            assert counted == new, f"{name} counts {counted} new samples, the topic has {new}"
         if len(parsed.y):
             learner.learn(parsed.X, parsed.y)
+            seen.add(parsed.X)
         assert learner.model_bytes() == after.model, (
             f"{name}: its model is not the one trained on the same batches"
         )
-        assert learner.state_bytes() == after.state, (
+        assert seen.dumps() + learner.state_bytes() == after.state, (
             f"{name}: its state is not the one trained on the same batches"
         )
         self.compared += 1
-        self.at_hand = meta.commit_id, learner
+        self.at_hand = meta.commit_id, learner, seen
 
     def lineage(self, commit_id: str) -> list[str]:
         """Return the commits that led to this one, newest first, back to where its model began."""

@@ -49,8 +49,10 @@ class Meter:
         scores = self.meta.scores
         accuracy = "-" if scores.accuracy is None else f"{scores.accuracy:.3f}"
         recent = "-" if scores.accuracy_100 is None else f"{scores.accuracy_100:.2f}"
+        new = "-" if scores.accuracy_new is None else f"{scores.accuracy_new:.3f}"
         return (
-            f"{self.meta.samples:,} samples learned, accuracy {accuracy} (last 100: {recent}), "
+            f"{self.meta.samples:,} samples learned, accuracy {accuracy} (last 100: {recent}, "
+            f"new samples: {new}), "
             f"model version {self.meta.version:,}, {self.rate.value():.1f} samples/s, {self.meta.rejected:,} rejected"
         )
 

@@ -261,7 +261,7 @@ class Reader:
             at_the_end = message.error() is not None
             if not at_the_end:
                 yield message
-            # A partition ends with its last committed message, or where it was when reading began,
+            # A partition ends with its last committed message, or at the end that it had at first,
             # because a busy topic never runs out of messages.
             if at_the_end or offset + 1 >= ends.get(partition, 0):
                 ends.pop(partition, None)

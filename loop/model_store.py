@@ -28,7 +28,7 @@ from settings import Settings, UserError
 
 # How long a batch waits for Redis before the task fails and Flink's restart strategy takes over.
 RETRY_SECONDS = 20
-STATE_PAGE = 4096  # bytes; a commit writes only the pages of the state that changed
+STATE_PAGE = 1024  # bytes; a commit writes only the pages of the state that changed
 LIBRARIES = ("scikit-learn", "numpy")
 REFUSALS = (
     redis.exceptions.OutOfMemoryError,

@@ -17,6 +17,7 @@ from learners.learner import Learner, load_learner, new_learner
 from loop.batch import Batch
 from loop.messages import Format
 from loop.model_store import IncompleteError, Meta, ModelStore, Stored, new_model_id
+from loop.seen import Seen
 from loop.topic_log import TopicLog
 from loop.transactions import topic_with_outputs
 from settings import Settings
@@ -44,6 +45,7 @@ class Held:
     """
 
     learner: Learner
+    seen: Seen
     meta: Meta
     stored: Stored | None
     forks: bool = False
@@ -93,13 +95,14 @@ class Recovery:
                     f"python redis_clear.py {self.settings.model_key}."
                 )
             stored.estimator()  # raises a clear error if these versions can't read it
-            learner = load_learner(*names, stored.model, stored.state)
-            return Held(learner, stored.meta, stored, forks=_went_back(before, stored))
+            seen, learner_state = Seen.split(stored.state)
+            learner = load_learner(*names, stored.model, learner_state)
+            return Held(learner, seen, stored.meta, stored, forks=_went_back(before, stored))
         if stored is None:
             self._refuse_emptied_store(before)
         learner = new_learner(*names, self.format.low, self.format.high)
         meta = self._new_meta(stored, before.meta.model_id if before else "")
-        return Held(learner, meta, stored, before.forks if before else False)
+        return Held(learner, Seen(), meta, stored, before.forks if before else False)
 
     def _refuse_emptied_store(self, before: Held | None) -> None:
         committed = self.log.committed()

@@ -17,8 +17,10 @@ RATE_SECONDS = 10  # that samples/s are averaged over
 class Scores:
     """How the predictions of one model compare with the labels that came with them.
 
-    ``predicted``, ``right``: counts. ``recent``: the last 100 outcomes, oldest first, "1" right and "0" wrong.
-    ``confusion``: counts by (label, prediction). ``by_source``: {source: [predicted, right]} of samples that name one.
+    ``predicted``, ``right``: counts. ``recent``: the last 100 outcomes, oldest first, "1" right and
+    "0" wrong. ``confusion``: counts by (label, prediction). ``by_source``: {source: [predicted, right]}
+    of samples that name one. ``new_predicted``, ``new_right``: counts of the samples that the model
+    had not learned before.
     """
 
     predicted: int = 0
@@ -26,6 +28,8 @@ class Scores:
     recent: str = ""
     confusion: list[list[int]] = field(default_factory=list)
     by_source: dict[str, list[int]] = field(default_factory=dict)
+    new_predicted: int = 0
+    new_right: int = 0
 
     @property
     def accuracy(self) -> float | None:
@@ -37,34 +41,50 @@ class Scores:
         """Return the share that was right among the last 100 predictions, None before the first."""
         return self.recent.count("1") / len(self.recent) if self.recent else None
 
+    @property
+    def accuracy_new(self) -> float | None:
+        """Return the share right of the samples never learned before, None before the first."""
+        return self.new_right / self.new_predicted if self.new_predicted else None
+
     def add(
         self,
         labels: np.ndarray,
         predictions: np.ndarray,
         sources: list[str | None],
+        new: np.ndarray,
         classes: np.ndarray,
     ) -> None:
-        """Count a batch: ``labels`` and ``predictions`` int64 (n,), both of ``classes``; ``sources`` has n entries."""
+        """Count a batch of n samples.
+
+        ``labels``, ``predictions``: int64 (n,), both of ``classes``. ``sources``: n entries. ``new``:
+        bool (n,), whether the model had not learned the sample before.
+        """
         hits = labels == predictions
         self.predicted += len(labels)
         self.right += int(hits.sum())
-        self.recent = (self.recent + "".join("1" if hit else "0" for hit in hits[-RECENT:]))[
-            -RECENT:
-        ]
-        n = len(classes)
-        confusion = np.array(self.confusion or np.zeros((n, n)), dtype=np.int64)
-        np.add.at(
-            confusion, (np.searchsorted(classes, labels), np.searchsorted(classes, predictions)), 1
-        )
-        self.confusion = confusion.tolist()
+        self.new_predicted += int(new.sum())
+        self.new_right += int(hits[new].sum())
+        outcomes = "".join("1" if hit else "0" for hit in hits[-RECENT:])
+        self.recent = (self.recent + outcomes)[-RECENT:]
+        places = np.searchsorted(classes, labels), np.searchsorted(classes, predictions)
+        self._count_confusion(places, len(classes))
         for source, hit in zip(sources, hits.tolist(), strict=True):
             if source is not None:
-                # A client names its source: only so many names are counted apart, so that the commit stays small.
-                if source not in self.by_source and (len(self.by_source) >= 10 or len(source) > 40):
-                    source = "other"
-                counts = self.by_source.setdefault(source, [0, 0])
-                counts[0] += 1
-                counts[1] += hit
+                self._count_source(source, hit)
+
+    def _count_confusion(self, places: tuple[np.ndarray, np.ndarray], n_classes: int) -> None:
+        empty = np.zeros((n_classes, n_classes))
+        confusion = np.array(self.confusion or empty, dtype=np.int64)
+        np.add.at(confusion, places, 1)
+        self.confusion = confusion.tolist()
+
+    def _count_source(self, source: str, hit: bool) -> None:
+        # A client names its source: few names are counted apart, so that the commit stays small.
+        if source not in self.by_source and (len(self.by_source) >= 10 or len(source) > 40):
+            source = "other"
+        counts = self.by_source.setdefault(source, [0, 0])
+        counts[0] += 1
+        counts[1] += hit
 
     def dumps(self) -> bytes:
         """Return the scores as JSON."""

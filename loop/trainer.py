@@ -29,6 +29,7 @@ from loop.model_store import (
 )
 from loop.recovery import Held, Recovery, StopJob
 from loop.scores import Scores
+from loop.seen import Seen
 from loop.topic_log import TopicLog
 from settings import Settings
 
@@ -43,7 +44,8 @@ class Learned:
     ``out``: per message, what goes to the predict topic or, where not ``good``, to the reject topic.
     ``fresh``: bool per message, whether it was learned or rejected just now rather than earlier.
     ``hits``: bool per fresh good message, right or wrong; empty before there was a model.
-    ``labels``: int64 of the fresh good messages. ``reasons``: codes of the fresh bad ones.
+    ``labels``: int64 of the fresh good messages. ``new``: bool per fresh good message, whether the
+    model had not learned that sample before. ``reasons``: codes of the fresh bad ones.
     """
 
     out: list[bytes]
@@ -51,6 +53,7 @@ class Learned:
     fresh: np.ndarray
     hits: np.ndarray
     labels: np.ndarray
+    new: np.ndarray
     reasons: list[str]
 
 
@@ -59,13 +62,15 @@ class Samples:
     """The good messages of a batch that are not learned yet, with what the model said about them.
 
     ``X``: (samples, features). ``y``: int64 (samples,). ``predicted``: int64 (samples,), None before
-    there was a model. ``sources``: who sent each, None where that is not said.
+    there was a model. ``sources``: who sent each, None where that is not known. ``new``: bool
+    (samples,), whether the model had not learned the same features before.
     """
 
     X: np.ndarray
     y: np.ndarray
     predicted: np.ndarray | None
     sources: list[str | None]
+    new: np.ndarray
 
     @property
     def hits(self) -> np.ndarray:
@@ -193,16 +198,17 @@ class Trainer:
         fresh = batch.fresh(held.meta.progress)
         with self._naming(batch):
             predicted = held.learner.predict(parsed.X) if len(parsed.X) else None
-        samples = _fresh_samples(parsed, predicted, fresh)
+        samples = _fresh_samples(parsed, predicted, fresh, held.seen)
         reasons = [error.code for i, error in parsed.reasons.items() if fresh[i]]
         out = _outgoing(batch, parsed, predicted, held.meta.version, fresh)
-        learned = Learned(out, parsed.good, fresh, samples.hits, samples.y, reasons)
+        learned = Learned(out, parsed.good, fresh, samples.hits, samples.y, samples.new, reasons)
         if not fresh.any():
             return learned
         meta = self._advanced(held, batch, fresh, samples, reasons)
         if len(samples.y):
             with self._naming(batch):
                 held.learner.learn(samples.X, samples.y)
+            held.seen.add(samples.X)
         check()
         self._commit(held, meta, changed=len(samples.y) > 0)
         return learned
@@ -236,7 +242,7 @@ class Trainer:
         if samples.predicted is None:
             return scores
         scores = deepcopy(scores)
-        scores.add(samples.y, samples.predicted, samples.sources, self.format.classes)
+        scores.add(samples.y, samples.predicted, samples.sources, samples.new, self.format.classes)
         return scores
 
     @contextmanager
@@ -257,7 +263,8 @@ class Trainer:
     def _commit(self, held: Held, meta: Meta, changed: bool) -> None:
         before = held.stored
         if changed or before is None or before.cleared:
-            model, state = held.learner.model_bytes(), held.learner.state_bytes()
+            model = held.learner.model_bytes()
+            state = held.seen.dumps() + held.learner.state_bytes()
         else:
             model, state = before.model, before.state
         held.stored = self.store.commit(before, meta, model, state, self.lease.submission, LEASE_MS)
@@ -265,15 +272,19 @@ class Trainer:
         held.forks = False
 
 
-def _fresh_samples(parsed: Parsed, predicted: np.ndarray | None, fresh: np.ndarray) -> Samples:
+def _fresh_samples(
+    parsed: Parsed, predicted: np.ndarray | None, fresh: np.ndarray, seen: Seen
+) -> Samples:
     which = fresh[parsed.good]
     if which.all():  # nearly always: no copy is made
-        return Samples(parsed.X, parsed.y, predicted, parsed.sources)
+        return Samples(parsed.X, parsed.y, predicted, parsed.sources, ~seen.knows(parsed.X))
+    X = parsed.X[which]
     return Samples(
-        parsed.X[which],
+        X,
         parsed.y[which],
         None if predicted is None else predicted[which],
         [parsed.sources[i] for i in np.flatnonzero(which)],
+        ~seen.knows(X),
     )
 
 

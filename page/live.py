@@ -240,6 +240,8 @@ def model_state(stored: Stored) -> dict:
         "progress": {str(partition): offset for partition, offset in meta.progress.items()},
         "accuracy": meta.scores.accuracy,
         "accuracy_100": meta.scores.accuracy_100,
+        "accuracy_new": meta.scores.accuracy_new,
+        "seen_before": meta.scores.predicted - meta.scores.new_predicted,
         "saved_at": meta.saved_at,
     }
 

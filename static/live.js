@@ -73,6 +73,7 @@ export class Live {
     $("version").textContent = known ? whole.format(model.version) : "–";
     $("rate").textContent = known ? whole.format(Math.round(10 * model.rate) / 10) : "–";
     $("accuracy").textContent = percent(model.accuracy, 1);
+    $("accuracy-new").textContent = percent(model.accuracy_new, 1);
     $("accuracy-100").textContent = percent(model.accuracy_100);
     this.onModel(model);
   }

@@ -104,6 +104,8 @@ def test_every_digit_is_learned_once_comes_out_once_and_is_counted_in_flinks_met
     wanted = {
         "sample_count",
         "prediction_acc",
+        "prediction_acc_new",
+        "seen_before",
         "metric_distribution_y",
         "total_10_sec",
         "right_10_sec",
@@ -115,6 +117,8 @@ def test_every_digit_is_learned_once_comes_out_once_and_is_counted_in_flinks_met
         60,
     )
     assert int(found["prediction_acc"]) == round(10_000 * stored.meta.scores.accuracy)
+    assert int(found["prediction_acc_new"]) == round(10_000 * stored.meta.scores.accuracy_new)
+    assert int(found["seen_before"]) == 0
     assert int(found["right_10_sec"]) <= int(found["total_10_sec"]) <= 1797
 
     printed = run(stack, "redis_clear.py", stack.settings.model_key)

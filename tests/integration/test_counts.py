@@ -11,7 +11,8 @@ from redis import Redis
 from benchmarks.loop.measure import fill
 from harness.stack import Stack, until
 from loop.messages import DIGITS, Format
-from loop.model_store import Keys
+from loop.model_store import STATE_PAGE, Keys
+from loop.seen import Seen
 from loop.trainer import Trainer
 from udf_model import end_bundles_at_once
 
@@ -88,10 +89,18 @@ def test_a_batch_of_good_messages_is_judged_at_once_and_one_bad_message_takes_fe
 def test_a_commit_writes_few_bytes_beside_the_model(trainer, monkeypatch):
     sent = []
     monkeypatch.setattr(trainer.store, "_commit", lambda keys, args: sent.append(args) or b"done")
-    trainer.learn([DIGITS.sample(X, 3)] * 1000, np.zeros(1000, np.int64), np.arange(1000))
+    partitions, offsets = np.zeros(1000, np.int64), np.arange(1000)
+    trainer.learn([DIGITS.sample(X, 3)] * 1000, partitions, offsets)
+    trainer.learn([DIGITS.sample([1, *X[1:]], 3)] * 1000, partitions, offsets + 1000)
     model = len(trainer.held.stored.model)
-    written = sum(len(part if isinstance(part, bytes) else str(part)) for part in sent[0])
-    assert written < model + 4000
+    first, second = (written(arguments) for arguments in sent)
+    assert first < model + 4000 + Seen.size
+    assert second < model + 4000 + 2 * STATE_PAGE
+
+
+def written(arguments: list) -> int:
+    """Return how many bytes a commit sends to Redis."""
+    return sum(len(part if isinstance(part, bytes) else str(part)) for part in arguments)
 
 
 def test_a_bundle_starts_no_thread_of_the_profiler(monkeypatch):

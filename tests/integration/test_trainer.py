@@ -159,6 +159,21 @@ def test_a_restarted_task_continues_from_the_stored_model_and_learns_nothing_twi
     assert stored.meta.scores.predicted == 550
 
 
+def test_a_second_pass_counts_as_seen_before_also_across_a_restart(loop, tasks):
+    send(loop, 0, 200, values=lambda i: DIGITS.sample(X[i % 100], Y[i % 100]))
+    first = tasks()
+    first_pass = feed(first, 0, 100)
+    feed(first, 100, 120)
+    first.close()
+    second = tasks()
+    feed(second, 120, 200)
+    scores = second.store.read().meta.scores
+    assert (scores.predicted, scores.new_predicted) == (150, 50)
+    right = [line["predict_y"] == line["actual_y"] for line in first_pass[50:]]
+    assert scores.new_right == sum(right)
+    assert scores.accuracy > scores.accuracy_new
+
+
 def test_a_message_that_the_parser_fails_on_is_rejected_and_logged(loop, tasks, caplog):
     fragile = loop.named(learner="sgd", message_format="tests.unit.test_messages_at_once:FRAGILE")
     poison = DIGITS.sample(X[0], 1, source="poison")

@@ -4,19 +4,19 @@ import time
 from itertools import islice
 from typing import Any, cast
 
+import numpy as np
 import orjson
 import pytest
 from click.testing import CliRunner
 
 from commands.rejects import reject_to_edit, repaired_message
 from commands.topics import describe
-from data_producer import ONE_PASS, main, passes, prepared_digits
+from data_producer import ONE_PASS, main, passes
 from loop.messages import DIGITS, reject
 from settings import Settings
 from tests.unit.outputs import prediction
 
 GOOD = DIGITS.sample([1] * 64, 3, ts="2026-11-21 04:00:00")
-PREPARED = prepared_digits()
 
 
 class Message:
@@ -42,10 +42,9 @@ def bodies(messages):
 def test_the_first_pass_is_the_data_set_in_its_order():
     from sklearn.datasets import load_digits
 
-    messages = list(islice(passes(PREPARED, 0), ONE_PASS))
+    messages = list(islice(passes(0), ONE_PASS))
     parsed = DIGITS.parse(messages)
     assert parsed.good.all()
-    assert len(PREPARED) == ONE_PASS
     assert (load_digits().data == parsed.X).all()
     assert (parsed.y == load_digits().target).all()
 
@@ -58,14 +57,30 @@ def test_later_passes_hold_the_same_digits_in_an_order_that_the_seed_decides():
     assert second != bodies(two_passes(seed=2)[1])
 
 
-def two_passes(seed):
-    messages = list(islice(passes(PREPARED, seed), 2 * ONE_PASS))
+def two_passes(seed, vary=False):
+    messages = list(islice(passes(seed, vary), 2 * ONE_PASS))
     return messages[:ONE_PASS], messages[ONE_PASS:]
+
+
+def test_varied_passes_hold_digits_that_were_never_sent_before():
+    found = [
+        DIGITS.parse(list(islice(passes(seed, vary=True), 20 * ONE_PASS))) for seed in (1, 1, 2)
+    ]
+    assert all(parsed.good.all() for parsed in found)
+    one, again, other = (parsed.X for parsed in found)
+    assert len(np.unique(one, axis=0)) == 20 * ONE_PASS
+    assert (one == again).all()
+    assert (one[:ONE_PASS] == other[:ONE_PASS]).all()
+    assert (one[ONE_PASS:] != other[ONE_PASS:]).any(axis=1).mean() > 0.99
+    assert (
+        np.bincount(found[0].y[ONE_PASS : 2 * ONE_PASS]).tolist()
+        == np.bincount(found[0].y[:ONE_PASS]).tolist()
+    )
 
 
 def test_a_message_bears_the_time_of_its_sending_in_utc():
     before = time.gmtime()
-    stamp = time.strptime(orjson.loads(next(passes(PREPARED, 0)))["ts"], "%Y-%m-%d %H:%M:%S")
+    stamp = time.strptime(orjson.loads(next(passes(0)))["ts"], "%Y-%m-%d %H:%M:%S")
     assert before[:6] <= stamp[:6] <= time.gmtime()[:6]
 
 

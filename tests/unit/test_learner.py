@@ -197,7 +197,7 @@ def test_the_default_serves_a_small_model_with_probabilities():
         model.predict(X[:, :63])
 
 
-@pytest.mark.parametrize(("batch", "pages"), [(1, 18), (10, 18), (500, 22)])
+@pytest.mark.parametrize(("batch", "pages"), [(1, 64), (10, 64), (500, 80)])
 def test_a_batch_changes_few_pages_of_the_defaults_state(batch, pages):
     learner = digit_learner()
     learner.learn(X[:900], Y[:900])

@@ -24,6 +24,7 @@ from local.process import LOG_BYTES, Process, StackError, end_orphans, port_is_f
 from local.stack import MADE, LocalStack, RestartGroup, alone
 from local.status import Meter
 from loop.model_store import Meta
+from loop.scores import Scores
 from settings import HERE, Settings, SettingsError
 from settings import settings as this_process_settings
 
@@ -262,10 +263,12 @@ def test_the_reason_of_a_failed_job_without_python_is_the_last_cause():
 def test_the_line_shows_samples_a_second_of_the_last_ten_seconds(tmp_path):
     meter = Meter(Settings(run_dir=tmp_path, model_signing_key="k" * 32))
     assert meter.text() == "no sample learned yet"
-    meter.meta = Meta(model_id="a", version=42, samples=1300, rejected=2)
+    scores = Scores(predicted=10, right=9, recent="1", new_predicted=4, new_right=3)
+    meter.meta = Meta(model_id="a", version=42, samples=1300, rejected=2, scores=scores)
     for reading in [(0.0, "older", 90_000), (1.0, "a", 1000), (11.0, "a", 1300)]:
         meter.rate.add(*reading)
     assert "1,300 samples learned" in meter.text()
+    assert "accuracy 0.900 (last 100: 1.00, new samples: 0.750)" in meter.text()
     assert "model version 42, 30.0 samples/s, 2 rejected" in meter.text()
 
 

@@ -77,6 +77,8 @@ def test_the_model_is_described_as_the_contract_says(model):
         "progress",
         "accuracy",
         "accuracy_100",
+        "accuracy_new",
+        "seen_before",
         "saved_at",
     }
     assert set(found) == fields
