@@ -1,4 +1,4 @@
-"""The administration command: the stored model, what is in a topic, bad messages."""
+"""The administration command for the stored model, the topics and the bad messages."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from commands.topics import topic
 from settings import one_line
 
 
-@click.group(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Hold the commands."""
+    """Administer the stored model, the topics and the bad messages."""
 
 
 def _renamed(name: str) -> click.Command:
-    """Return a command of ``model`` under its name before 0.2.0; it names the new one."""
+    """Return a command of ``model`` under its name before 0.2.0; it prints the new name."""
     command = model.commands[name]
 
     def call(**arguments: Any) -> None:

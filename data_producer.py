@@ -1,4 +1,4 @@
-"""Replay scikit-learn's handwritten digits into Kafka."""
+"""The producer: replays scikit-learn's handwritten digits into Kafka."""
 
 import time
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from loop.messages import DIGITS, load_format
 from settings import one_line, settings
 
 ONE_PASS = 1797  # samples in the data set
-NO_TIME = "0000-00-00 00:00:00"  # stands in a prepared message where the time of sending goes
+NO_TIME = "0000-00-00 00:00:00"  # placeholder for the time of sending in a prepared message
 MAX_SENT = 200_000  # copies; a repeat after so many is rare, and memory stays bounded
-CHUNK_SECONDS = 0.005  # pacing wakes up at most this often
+CHUNK_SECONDS = 0.005  # shortest sleep between two chunks
 
 
 def digits_of_the_data_set() -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,8 @@ def passes(seed: int, vary: bool = False) -> Iterator[bytes]:
                 messages = prepared(sent.new_copies(X, draw), y)
         for row in rows:
             head, tail = messages[row]
-            yield head + time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()).encode() + tail
+            now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+            yield head + now.encode() + tail
 
 
 class Sent:
@@ -98,12 +99,13 @@ def digest(pixels: np.ndarray) -> bytes:
 def replay(
     sender: Sender, messages: Iterator[bytes], rate: float, total: int | None, stop: Event
 ) -> None:
-    """Send ``total`` messages (None: without end) at ``rate`` a second, until done or ``stop``.
+    """Send ``total`` messages (None: endlessly) at ``rate`` per second, or until ``stop`` is set.
 
-    While Kafka is away nothing piles up beyond a second's worth, and what was missed is not caught up on.
+    While Kafka is away, at most the messages of one second wait. The rate does not rise afterwards
+    to make up for the outage.
     """
     backlog = min(max(1, int(rate)), MAX_WAITING)
-    sent, started, told = 0, time.monotonic(), ""
+    sent, started, shown = 0, time.monotonic(), ""
     with tqdm(total=total, unit=" samples", disable=None, dynamic_ncols=True) as bar:
         while not stop.is_set() and sent != total:
             now = time.monotonic()
@@ -117,9 +119,9 @@ def replay(
             sender.collect()
             bar.update(sender.acknowledged - bar.n)
             trouble = f"waiting for Kafka: {sender.link.trouble}" if sender.link.trouble else ""
-            if trouble != told:
+            if trouble != shown:
                 bar.set_postfix_str(trouble)
-                told = trouble
+                shown = trouble
             stop.wait(min(max(started + sent / rate - now, CHUNK_SECONDS), 0.2))
         sender.finish()
         bar.update(sender.acknowledged - bar.n)
@@ -129,7 +131,7 @@ def replay(
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Samples a second.  [default: PRODUCER_RATE, 10]",
+    help="Samples per second.  [default: PRODUCER_RATE, 10]",
 )
 @click.option(
     "--count", type=click.IntRange(min=1), help="Samples to send.  [default: one pass of 1,797]"
@@ -170,15 +172,15 @@ def main(
 ) -> None:
     """Replay scikit-learn's handwritten digits into Kafka.
 
-    Addresses, topics and logins come from the settings, as KAFKA_BOOTSTRAP_SERVERS and INPUT_TOPIC.
-    To look into a topic or to repair bad messages, use admin.py.
+    Address, topic and login come from the settings, for example KAFKA_BOOTSTRAP_SERVERS and
+    INPUT_TOPIC. To print a topic or to repair bad messages, use admin.py.
     """
     if sum(option is not None for option in (shown, saved, repaired)) > 1:
-        raise click.UsageError("Of --show, --save-rejects and --replay-rejects one at a time.")
+        raise click.UsageError("Use only one of --show, --save-rejects and --replay-rejects.")
     if count and (endless or repaired):
-        raise click.UsageError("--count goes with neither --endless nor --replay-rejects.")
+        raise click.UsageError("--count can't be used with --endless or --replay-rejects.")
     if follow and not shown:
-        raise click.UsageError("--follow goes with --show.")
+        raise click.UsageError("--follow needs --show.")
     config = settings()
     load_format(config.message_format)
     if shown:
@@ -191,14 +193,10 @@ def main(
         _name_the_new_command("rejects send")
         rejects.send_from(repaired)
     else:
+        sender = Sender(config, config.input_topic)
+        rate = rate or config.producer_rate
         total = None if endless else count or ONE_PASS
-        _replay_digits(
-            Sender(config, config.input_topic),
-            passes(seed, vary),
-            rate or config.producer_rate,
-            total,
-            stop_on_signals(),
-        )
+        _replay_digits(sender, passes(seed, vary), rate, total, stop_on_signals())
 
 
 def _name_the_new_command(command: str) -> None:

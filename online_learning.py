@@ -1,4 +1,4 @@
-"""The pipeline in Flink SQL: samples in, predictions and rejects out, each exactly once.
+"""The job in Flink SQL: it reads samples, learns, and writes predictions and rejects exactly once.
 
 flink run -m localhost:8081 -py online_learning.py
 """
@@ -31,17 +31,16 @@ from udf_model import online_learner
 OPTIONS = {
     "pipeline.name": "online_learning",
     "pipeline.object-reuse": "true",
-    # Every 5 ms Flink ends a bundle that is 5 ms old. A batch is what arrives in 5 to 10 ms while
-    # the last one is learned, at most 5,000 messages. So a slow stream waits little, and a fast
-    # stream is learned in large batches.
+    # Flink ends a bundle after 5 ms. A batch is what arrives meanwhile, at most 5,000 messages. So
+    # few samples wait only briefly, and many are learned together.
     "python.fn-execution.bundle.time": "5",
     "python.fn-execution.bundle.size": "50000",
     "python.fn-execution.arrow.batch.size": "5000",
     "execution.checkpointing.mode": "EXACTLY_ONCE",
     "execution.checkpointing.interval": "2 s",
     "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
-    # Most faults last seconds, so the back-off is short.
-    # A job that fails ten times in a row needs a person.
+    # Most faults are over in seconds, so the back-off is short.
+    # After ten failures in a row the job ends, because a person has to act.
     "restart-strategy.type": "exponential-delay",
     "restart-strategy.exponential-delay.initial-backoff": "500 ms",
     "restart-strategy.exponential-delay.max-backoff": "5 s",
@@ -86,13 +85,12 @@ CREATE TABLE {table} (
 
 INSERT = """
 INSERT INTO {table}
-SELECT learned.`out`, MAP['{header}', X'{model}']
-FROM results
-WHERE {which}"""
+SELECT learned.`out`, MAP['{header}', X'{model}'] FROM results WHERE {which}
+"""
 
 
 def main() -> None:
-    """Submit the job, unless another submission is running on the same model."""
+    """Submit the job; raises ``LeaseError`` if another submission is running on the same model."""
     config = settings()
     try_learner(config)
     env = StreamExecutionEnvironment.get_execution_environment(_options(config))
@@ -108,7 +106,9 @@ def main() -> None:
         _abort_open_transactions(env, config, store)
         table_env = StreamTableEnvironment.create(env)
         with TemporaryDirectory(prefix="online-learning-") as folder:
-            code = write_archive(Path(folder) / "online_learning.zip", _own_modules(config))
+            named = [name for name in (config.learner, config.message_format) if ":" in name]
+            modules = [name.partition(":")[0] for name in named]
+            code = write_archive(Path(folder) / "online_learning.zip", modules)
             table_env.add_python_file(str(code))
             build(table_env, config, lease.submission)
     except BaseException:
@@ -117,21 +117,12 @@ def main() -> None:
 
 
 def try_learner(config: Settings) -> None:
-    """Try the learner on invented samples before anything runs.
-
-    Raises ``SettingsError``, which says what the learner can't do.
-    """
+    """Try the learner on made-up samples; raises ``SettingsError`` if it can't learn them."""
     form = load_format(config.message_format)
     try:
         new_learner(config.learner, form.classes, form.n_features, form.low, form.high)
     except LearnerError as error:  # learners know no settings
         raise SettingsError(str(error)) from error
-
-
-def _own_modules(config: Settings) -> list[str]:
-    """Return the modules of a learner and a message format that are named as module:object."""
-    names = (config.learner, config.message_format)
-    return [name.partition(":")[0] for name in names if ":" in name]
 
 
 def build(table_env: StreamTableEnvironment, config: Settings, submission: str) -> None:
@@ -143,16 +134,15 @@ def build(table_env: StreamTableEnvironment, config: Settings, submission: str) 
     learned = table_env.sql_query(
         "SELECT learn(payload, kafka_partition, kafka_offset) AS learned FROM samples"
     )
-    # As a DataStream the function runs once. As a plain view, which both INSERTs read, it would run
-    # twice and learn everything twice. Rescaling gives the sinks a task of their own, so learning
-    # continues while they commit a Kafka transaction.
+    # Through the DataStream bridge the function runs once per message. A plain view would run it
+    # once per INSERT, so everything would be learned twice. rescale() ends Flink's operator chain,
+    # so that the learner continues while the sinks' task ends a Kafka transaction.
     table_env.create_temporary_view("results", table_env.to_data_stream(learned).rescale())
 
     inserts = table_env.create_statement_set()
-    for table, which in (("predictions", "learned.good"), ("rejects", "NOT learned.good")):
-        model = config.model_key.encode().hex()
-        insert = INSERT.format(table=table, header=MODEL_HEADER, model=model, which=which)
-        inserts.add_insert_sql(insert)
+    names = {"header": MODEL_HEADER, "model": config.model_key.encode().hex()}
+    inserts.add_insert_sql(INSERT.format(table="predictions", which="learned.good", **names))
+    inserts.add_insert_sql(INSERT.format(table="rejects", which="NOT learned.good", **names))
     job = inserts.execute().get_job_client()
     print(f"Job {job.get_job_id() if job else '?'} runs; submission {submission}.")
 
@@ -162,12 +152,12 @@ def tables(config: Settings, submission: str) -> list[str]:
     properties = kafka_properties(config).items()
     kafka = ", ".join(f"'properties.{name}' = {sql_text(value)}" for name, value in properties)
     group = sql_text(config.kafka_group)
-    statements = [SOURCE.format(topic=sql_text(config.input_topic), group=group, kafka=kafka)]
-    for table, topic in (("predictions", config.predict_topic), ("rejects", config.reject_topic)):
+    found = [SOURCE.format(topic=sql_text(config.input_topic), group=group, kafka=kafka)]
+    sinks = {"predictions": config.predict_topic, "rejects": config.reject_topic}
+    for table, topic in sinks.items():
         prefix = sql_text(transactional_prefix(config, topic, submission))
-        sink = SINK.format(table=table, topic=sql_text(topic), prefix=prefix, kafka=kafka)
-        statements.append(sink)
-    return statements
+        found.append(SINK.format(table=table, topic=sql_text(topic), prefix=prefix, kafka=kafka))
+    return found
 
 
 def sql_text(text: str) -> str:
@@ -176,38 +166,36 @@ def sql_text(text: str) -> str:
 
 
 def kafka_properties(config: Settings) -> dict[str, str]:
-    """Return the connector's connection properties.
+    """Return the connection properties of Flink's Kafka connector.
 
-    They name the variable that holds the password; its value is read where the task runs.
+    They name the variable that holds the password. Its value is read in the TaskManager.
     """
     properties = {
         "bootstrap.servers": config.kafka_bootstrap_servers,
         "security.protocol": config.kafka_security_protocol,
     }
     if config.kafka_security_protocol.endswith("SSL") and config.kafka_ssl_cafile:
-        properties["ssl.truststore.type"] = "PEM"
-        properties["ssl.truststore.location"] = config.kafka_ssl_cafile
+        properties |= {
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": config.kafka_ssl_cafile,
+        }
     if config.kafka_security_protocol.startswith("SASL"):
-        properties |= _login_properties(config)
+        shaded = "org.apache.flink.kafka.shaded.org.apache.kafka.common"
+        # The connector does not escape the variable's value between the quotes.
+        variable = "KAFKA_SASL_PASSWORD"
+        if needs_jaas_text(config.kafka_sasl_password.get_secret_value()):
+            variable = "KAFKA_SASL_PASSWORD_JAAS"
+        module = "scram.ScramLoginModule"
+        if config.kafka_sasl_mechanism == "PLAIN":
+            module = "plain.PlainLoginModule"
+        properties |= {
+            "sasl.mechanism": config.kafka_sasl_mechanism,
+            "config.providers": "env",
+            "config.providers.env.class": f"{shaded}.config.provider.EnvVarConfigProvider",
+            "sasl.jaas.config": f"{shaded}.security.{module} required "
+            f'username="{jaas_text(config.kafka_sasl_username)}" password="${{env:{variable}}}";',
+        }
     return properties
-
-
-def _login_properties(config: Settings) -> dict[str, str]:
-    shaded = "org.apache.flink.kafka.shaded.org.apache.kafka.common"
-    module = f"{shaded}.security.scram.ScramLoginModule"
-    if config.kafka_sasl_mechanism == "PLAIN":
-        module = f"{shaded}.security.plain.PlainLoginModule"
-    user = jaas_text(config.kafka_sasl_username)
-    # The connector puts the variable's value between the quotes without escaping it.
-    variable = "KAFKA_SASL_PASSWORD"
-    if needs_jaas_text(config.kafka_sasl_password.get_secret_value()):
-        variable = "KAFKA_SASL_PASSWORD_JAAS"
-    return {
-        "sasl.mechanism": config.kafka_sasl_mechanism,
-        "config.providers": "env",
-        "config.providers.env.class": f"{shaded}.config.provider.EnvVarConfigProvider",
-        "sasl.jaas.config": f'{module} required username="{user}" password="${{env:{variable}}}";',
-    }
 
 
 def _options(config: Settings) -> Configuration:
@@ -221,17 +209,17 @@ def _options(config: Settings) -> Configuration:
 
 
 def jar_addresses(paths: str) -> str:
-    """Return the addresses of jars as Flink takes them; ``paths`` are separated by commas."""
+    """Return a comma-separated list of jars as Flink's ``pipeline.jars`` needs it."""
     return ";".join(Path(path.strip()).resolve().as_uri() for path in paths.split(","))
 
 
 def _abort_open_transactions(
     env: StreamExecutionEnvironment, config: Settings, store: ModelStore
 ) -> None:
-    """Abort the transactions that earlier submissions left open.
+    """Abort the open transactions of earlier submissions.
 
-    The savepoint or checkpoint that ``flink run -s`` names keeps its transactions, because Flink
-    ends those. Without one, the group begins at the model's position if that is lower.
+    The submission that ``flink run -s`` restores keeps its transactions. Without ``-s`` the consumer
+    group starts at the model's position if that is lower than its own.
     """
     options = Configuration(j_configuration=env._j_stream_execution_environment.getConfiguration())
     restored = options.get_string("execution.state-recovery.path", "")
@@ -239,25 +227,16 @@ def _abort_open_transactions(
         abort_open_transactions(config)
         start_at_the_model(config, store.progress())
         return
-    resumed = submissions_in(config, _checkpoint_metadata(restored))
-    # A checkpoint of another version names no submission. Its own transactions are then unknown,
-    # so none is aborted.
-    if resumed:
-        abort_open_transactions(config, resumed)
-
-
-def _checkpoint_metadata(path: str) -> bytes:
-    """Return the metadata of a savepoint or checkpoint, b"" if it can't be read.
-
-    Flink itself reports a checkpoint that it can't read.
-    """
     filesystem = get_gateway().jvm.org.apache.flink.runtime.state.filesystem
     storage = filesystem.AbstractFsCheckpointStorageAccess
     try:
-        handle = storage.resolveCheckpointPointer(path).getMetadataHandle()
-        return handle.openInputStream().readAllBytes()
+        handle = storage.resolveCheckpointPointer(restored).getMetadataHandle()
+        metadata = handle.openInputStream().readAllBytes()
     except Py4JJavaError:
-        return b""
+        return  # Flink will report that it can't be read
+    # A restore point of an earlier version names no submission, so its transactions are unknown.
+    if resumed := submissions_in(config, metadata):
+        abort_open_transactions(config, resumed)
 
 
 if __name__ == "__main__":

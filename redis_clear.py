@@ -1,7 +1,4 @@
-"""Forget what Redis holds: the whole database, or the keys that are named; the model key goes with all that belongs to it.
-
-Forgetting the model leaves a signed mark, which allows the job, running or not, to start a new one.
-"""
+"""The command that deletes keys from Redis, above all the model."""
 
 import sys
 from io import TextIOWrapper
@@ -12,15 +9,18 @@ from loop.model_store import ModelStore
 from settings import one_line, settings
 
 
-@click.command(help=__doc__)
+@click.command()
 @click.argument("keys", nargs=-1)
-@click.option("--yes", is_flag=True, help="Clear the whole database without asking.")
+@click.option("--yes", is_flag=True, help="Delete everything without asking.")
 @one_line()
 def main(keys: tuple[str, ...], yes: bool) -> None:
-    """Delete ``keys``, or everything, and say of each whether it was there; exit code 1 where Redis can't be used."""
-    if isinstance(
-        sys.stdout, TextIOWrapper
-    ):  # a terminal may not know every letter of a key's name
+    """Delete KEYS from Redis, or the whole database if none is given.
+
+    With the model's key, everything that belongs to the model is deleted. A signed mark then allows
+    the job to start a new model, whether or not the job runs.
+    """
+    # The terminal's encoding may lack characters of a key's name.
+    if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     config = settings()
     store = ModelStore(config)
@@ -37,25 +37,25 @@ def main(keys: tuple[str, ...], yes: bool) -> None:
 
 
 def asks() -> bool:
-    """Return whether somebody sits at a terminal who can be asked."""
+    """Return whether the input is a terminal, so that a person can be asked."""
     return sys.stdin.isatty()
 
 
 def clear(store: ModelStore, key: bytes) -> bool:
-    """Delete one key and return whether it existed; the model key goes with its meta and state."""
+    """Delete a key and return whether it existed; the model's key includes its meta and state."""
     if key != store.keys.model.encode():
         return bool(store.redis.delete(key))
     return store.clear()
 
 
 def all_keys(store: ModelStore) -> list[bytes]:
-    """Return the name of every key, the model's parts as its one key; the lease of a running job is left out."""
+    """Return the names of all keys; the model's keys count as one, and its lease is omitted."""
     model = {key.encode() for key in store.keys}
     return [*sorted(set(store.redis.scan_iter()) - model), store.keys.model.encode()]
 
 
 def shown(key: bytes) -> str:
-    """Return a key's name as it is, or escaped where it is no printable text."""
+    """Return a key's name, escaped unless it is printable text."""
     text = key.decode(errors="replace")
     return text if text.isprintable() and text.encode() == key else repr(key)[2:-1]
 

@@ -1,7 +1,7 @@
-"""Every name, address and secret that the parts share, each from one environment variable.
+"""Settings: every name, address and secret that the programs share, one environment variable each.
 
-The variable has the field's name in capitals: ``redis_port`` is ``REDIS_PORT``. Two processes with the same
-environment read the same settings; nothing else is configured anywhere.
+The variable has the field's name in capitals: ``redis_port`` is ``REDIS_PORT``. Two processes with
+the same environment read the same settings; nothing is configured elsewhere.
 """
 
 import os
@@ -16,19 +16,21 @@ from typing import Annotated
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from paths import why_unusable
+
 HERE = Path(__file__).resolve().parent
 FILES = ("run_dir", "kafka_ssl_cafile", "redis_ca_file", "model_signing_key_file")
 
 
 class Settings(BaseSettings):
-    """The settings of one installation; raises ``pydantic.ValidationError`` for a value that can't be."""
+    """The settings of one installation; raises ``pydantic.ValidationError`` for an invalid value."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    run_dir: Path = Field(HERE / ".local", description="everything that make run makes")
+    run_dir: Path = Field(HERE / ".local", description="folder of everything that make run creates")
 
     kafka_bootstrap_servers: str = Field(
-        "127.0.0.1:9092", description="host:port, several with commas"
+        "127.0.0.1:9092", description="host:port, several separated by commas"
     )
     kafka_security_protocol: str = Field(
         "PLAINTEXT",
@@ -46,77 +48,85 @@ class Settings(BaseSettings):
         "", description="certificate authority (PEM file) for SSL; empty: the system's"
     )
     kafka_group: str = Field("group0", description="consumer group of the job")
-    input_topic: str = Field("handwritten_digit", description="samples in")
-    predict_topic: str = Field("digit_predict", description="predictions out")
-    reject_topic: str = Field("digit_reject", description="bad messages out, with their reasons")
+    input_topic: str = Field("handwritten_digit", description="topic of the samples")
+    predict_topic: str = Field("digit_predict", description="topic of the predictions")
+    reject_topic: str = Field(
+        "digit_reject", description="topic of the bad messages with their reasons"
+    )
 
-    redis_host: str = Field("127.0.0.1", description="Redis")
-    redis_port: int = Field(6379, ge=1, le=65535, description="Redis")
-    redis_db: int = Field(0, ge=0, description="Redis database")
+    redis_host: str = Field("127.0.0.1", description="address of Redis")
+    redis_port: int = Field(6379, ge=1, le=65535, description="port of Redis")
+    redis_db: int = Field(0, ge=0, description="number of the Redis database")
     redis_username: str = Field("", description="user for Redis; empty: the default user")
     redis_password: SecretStr = Field(
         SecretStr("redis_password"), description="password for Redis; empty: none"
     )
-    redis_tls: bool = Field(False, description="TLS to Redis")
+    redis_tls: bool = Field(False, description="whether to use TLS to Redis")
     redis_ca_file: str = Field(
         "", description="certificate authority (PEM file) for Redis; empty: the system's"
     )
     model_key: str = Field("online_ml_model", min_length=1, description="Redis key of the model")
     model_signing_key: SecretStr = Field(
         SecretStr(""),
-        description="signs and checks models, at least 32 characters; empty: read from MODEL_SIGNING_KEY_FILE",
+        description="signs and checks models, at least 32 characters; "
+        "empty: read from MODEL_SIGNING_KEY_FILE",
     )
     model_signing_key_file: Path = Field(
         HERE / ".local" / "signing.key",
-        description="file with the signing key, made at the first make run",
+        description="file with the signing key, created by the first make run",
     )
 
-    flink_host: str = Field("127.0.0.1", description="Flink's REST address")
-    flink_port: int = Field(8081, ge=1, le=65535, description="Flink's REST port")
+    flink_host: str = Field("127.0.0.1", description="address of Flink's REST API")
+    flink_port: int = Field(8081, ge=1, le=65535, description="port of Flink's REST API")
     flink_python: str = Field(
         "", description="Python of Flink's workers; empty: the one that submits the job"
     )
     kafka_connector_jar: str = Field(
         "",
-        description="connector and zstd jars to send with the job, with commas; empty: the cluster has them",
+        description="connector and zstd jars to send with the job, separated by commas; "
+        "empty: the cluster has them",
     )
 
-    learner: str = Field("default", description="default, sgd, or module:factory of your own")
+    learner: str = Field("default", description="default, sgd, or your own module:factory")
     message_format: str = Field(
-        "loop.messages:DIGITS", description="module:name of what a message holds"
+        "loop.messages:DIGITS", description="module:name of the message format"
     )
 
     page_host: str = Field(
         "127.0.0.1",
-        description="address that the page listens on; if not this machine's own, teaching needs a token",
+        description="address that the page listens on; beyond loopback, teaching needs a token",
     )
     page_port: int = Field(8066, ge=1, le=65535, description="port that the page listens on")
     page_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         ("127.0.0.1", "localhost", "[::1]"),
-        description="host names that the page answers to, with commas",
+        description="host names that the page answers to, separated by commas",
     )
     page_public_url: str = Field(
-        "", description="address that others reach the page at; teaching then needs a token"
+        "", description="URL at which others reach the page; if set, teaching needs a token"
     )
-    feedback: bool = Field(True, description="whether the page may teach")
-    feedback_rate: str = Field("10/second", description="taught samples allowed, on average")
-    feedback_burst: int = Field(50, ge=1, description="taught samples allowed at once")
+    feedback: bool = Field(True, description="whether people may teach on the page")
+    feedback_rate: str = Field(
+        "10/second", description="taught samples that are allowed on average"
+    )
+    feedback_burst: int = Field(50, ge=1, description="taught samples that are allowed at once")
     feedback_token: SecretStr = Field(
-        SecretStr(""), description="token that teaching needs where others can reach the page"
+        SecretStr(""), description="token that teaching needs if others can reach the page"
     )
 
     kafka_controller_port: int = Field(
-        9093, ge=1, le=65535, description="port that make run gives Kafka's controller"
+        9093, ge=1, le=65535, description="port of Kafka's controller in make run"
     )
     flink_rpc_port: int = Field(
-        6123, ge=1, le=65535, description="port that make run gives Flink inside"
+        6123, ge=1, le=65535, description="port of Flink's internal RPC in make run"
     )
-    producer_rate: float = Field(10.0, gt=0, description="samples a second that make run produces")
+    producer_rate: float = Field(
+        10.0, gt=0, description="samples per second that make run produces"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _no_password(cls, values: dict) -> dict:
-        """Take an empty REDIS_PASSWORD for no password; of any other variable, empty means the default."""
+        """Let an empty REDIS_PASSWORD mean no password; any other empty variable is not set."""
         return {"redis_password": ""} | values if os.environ.get("REDIS_PASSWORD") == "" else values
 
     @field_validator("run_dir")
@@ -124,12 +134,10 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         try:
             folder = Path(os.path.abspath(value.expanduser()))
-        except RuntimeError as error:  # ~someone who isn't there
+        except RuntimeError as error:  # ~name of an unknown user
             raise ValueError(str(error)) from error
-        if re.search(r"[,:;\x00-\x1f]|\$\{", str(folder)):
-            raise ValueError(
-                "Java reads , : ; ${ and line breaks in it as its own: choose a folder without them"
-            )
+        if problem := why_unusable(str(folder)):
+            raise ValueError(problem)
         return folder
 
     @field_validator("kafka_bootstrap_servers")
@@ -149,7 +157,7 @@ class Settings(BaseSettings):
 
     @property
     def page_is_open(self) -> bool:
-        """Return whether others than this machine's users may reach the page, so that teaching needs a token."""
+        """Return whether other machines can reach the page, so that teaching needs a token."""
         return bool(self.page_public_url) or not _is_loopback(self.page_host)
 
     def kafka_client(self) -> dict:
@@ -197,7 +205,7 @@ class Settings(BaseSettings):
         return arguments
 
     def signing_key(self) -> bytes:
-        """Return the key that signs models; raises ``SettingsError`` where there is none or it is too short."""
+        """Return the key that signs models; raises ``SettingsError`` if it is missing or short."""
         key = self.model_signing_key.get_secret_value().encode()
         where = "MODEL_SIGNING_KEY"
         if not key:
@@ -207,8 +215,8 @@ class Settings(BaseSettings):
             except OSError as error:
                 raise SettingsError(
                     f"No signing key: MODEL_SIGNING_KEY is not set and {where} can't be read "
-                    f"({error.strerror}). The first make run makes that file; elsewhere set "
-                    "MODEL_SIGNING_KEY or MODEL_SIGNING_KEY_FILE."
+                    f"({error.strerror}). The first make run creates that file; without make run, "
+                    "set MODEL_SIGNING_KEY or MODEL_SIGNING_KEY_FILE."
                 ) from error
         if len(key) < 32:
             raise SettingsError(
@@ -217,7 +225,7 @@ class Settings(BaseSettings):
         return key
 
     def public(self) -> dict:
-        """Return what may travel with the Flink job: the settings given to this process that are no secrets."""
+        """Return the settings that travel with the Flink job: all but the secrets."""
         fields = type(self).model_fields
         return {
             name: str(value) if isinstance(value, Path) else value
@@ -230,40 +238,43 @@ def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"  # any other name may be one of the network's
+        return host == "localhost"  # any other name may belong to a network address
 
 
 def jaas_text(text: str) -> str:
-    """Return the text as it stands between double quotes in a JAAS configuration.
+    """Return the text escaped for double quotes in a JAAS configuration.
 
-    Quotes, backslashes and control characters are octal there, and so is ``$``: the Kafka client replaces
-    ``${...}`` before it reads the configuration.
+    Quotes, backslashes and control characters become octal escapes. So does ``$``, because the
+    Kafka client replaces ``${...}`` before it reads the configuration.
     """
     return re.sub(r'[\x00-\x1f"$\\]', lambda found: f"\\{ord(found[0]):03o}", text)
 
 
 def needs_jaas_text(password: str) -> bool:
-    """Return whether the connector can't take this password from KAFKA_SASL_PASSWORD as it is."""
+    """Return whether the connector can read this password only in its escaped form."""
     return re.search(r'[\x00-\x1f"\\]', password) is not None
 
 
 def of_a_job(sent: dict) -> Settings:
-    """Return the settings that travelled with a job, read by a worker; a file's path is a matter of its own machine."""
+    """Return the settings of a job in its worker.
+
+    Paths of files come from the worker's own environment if it sets them.
+    """
     own = {name: os.environ[name.upper()] for name in FILES if os.environ.get(name.upper())}
     return Settings(**(sent | own))
 
 
 class UserError(Exception):
-    """What stops a command, in one sentence for the person who ran it."""
+    """An error that ends a command with one sentence for the user."""
 
 
 class SettingsError(UserError, ValueError):
-    """A setting that can't be, in a sentence that names its variable."""
+    """An invalid setting, in a sentence that names its variable."""
 
 
 @contextmanager
 def one_line(program: str = "Error") -> Iterator[None]:
-    """End the program with one line and exit code 1 at a ``UserError`` or an error of Redis or Kafka.
+    """End the program with one line and exit code 1 on a ``UserError``, Redis or Kafka error.
 
     The line begins with ``program``. Any other error keeps its traceback. Also a decorator.
     """
@@ -281,8 +292,11 @@ def one_line(program: str = "Error") -> Iterator[None]:
 
 
 def _of_a_client(error: Exception) -> str:
-    """Return an error of Redis's or Kafka's client as a sentence with the address; "" for any other."""
-    # Not at the top: who only reads settings needs neither client.
+    """Return an error of a Redis or Kafka client as a sentence with the address.
+
+    For any other error, return an empty string.
+    """
+    # Imported here: a program that only reads settings needs neither client.
     import redis
     from confluent_kafka import KafkaException
     from kafka.errors import KafkaError
@@ -302,13 +316,12 @@ def _of_a_client(error: Exception) -> str:
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """Return this process's settings; raises ``SettingsError`` naming each variable whose value can't be."""
+    """Return this process's settings; raises ``SettingsError`` naming each invalid variable."""
     try:
         return Settings()
     except ValidationError as error:
-        raise SettingsError(
-            "; ".join(
-                f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg'].removeprefix('Value error, ')}"
-                for e in error.errors()
-            )
-        ) from None
+        problems = []
+        for found in error.errors():
+            name = ".".join(map(str, found["loc"])).upper()
+            problems.append(f"{name}: {found['msg'].removeprefix('Value error, ')}")
+        raise SettingsError("; ".join(problems)) from None

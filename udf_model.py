@@ -1,8 +1,8 @@
 """The function that Flink SQL calls on each batch: it predicts, scores, learns and commits.
 
-Flink gives a Python ScalarFunction no state. So Redis keeps the model and its position in the
-stream, in one commit. A message that Flink delivers again is predicted again but not learned again
-(``loop/trainer.py``).
+A Python ScalarFunction has no Flink state, so one commit in Redis holds the model and its position
+in the stream. A message that Flink delivers again is predicted but not learned again
+(loop/trainer.py).
 """
 
 import gc
@@ -26,22 +26,22 @@ WINDOW_SECONDS = 10
 class OnlineLearner(ScalarFunction):
     """learn(payload, partition, offset) -> ROW(out BYTES, good BOOLEAN), one row per message.
 
-    ``out``: the message with its prediction if ``good``, the message for the reject topic if not.
+    If ``good`` is true, ``out`` is the message with its prediction for the predict topic.
+    Otherwise it is the message for the reject topic. Rows keep the order of the messages.
     """
 
     def __init__(self, settings: Settings, submission: str) -> None:
         # This object travels with the job, so it holds no secret. The worker reads those in open().
-        self.settings = settings.public()
-        self.submission = submission
+        self.settings, self.submission = settings.public(), submission
         self.trainer: Trainer
         self.metrics: Metrics
 
     def is_deterministic(self) -> bool:
-        """Return False, so that Flink calls the function once per message and never folds it."""
+        """Return False, so that Flink evaluates this exactly once per message."""
         return False
 
     def open(self, function_context: FunctionContext) -> None:
-        """Connect, take the lease and load the model; raises ``StopJob`` if it can't continue."""
+        """Connect, take the lease and load the model; raises ``StopJob`` if the topic doesn't fit."""
         self.trainer = Trainer(of_a_job(self.settings), self.submission)
         self.trainer.open()
         self.metrics = Metrics(function_context.get_metric_group(), self.trainer)
@@ -49,12 +49,12 @@ class OnlineLearner(ScalarFunction):
         end_bundles_at_once()
 
     def close(self) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         if hasattr(self, "trainer"):
             self.trainer.close()
 
     def eval(self, payload: pd.Series, partition: pd.Series, offset: pd.Series) -> pd.DataFrame:
-        """Learn one Arrow batch and return its rows; the model is committed by then."""
+        """Learn one Arrow batch, commit the model and return the outputs."""
         learned = self.trainer.learn(
             payload.tolist(), partition.to_numpy(np.int64), offset.to_numpy(np.int64)
         )
@@ -63,21 +63,22 @@ class OnlineLearner(ScalarFunction):
 
 
 def learn_fast() -> None:
-    """Let this process use one thread for linear algebra and collect garbage rarely."""
+    """Limit linear algebra to one thread, and run the garbage collector seldom."""
     hold_one_thread()
-    # A batch makes and frees thousands of small objects, none in a cycle. By default the collector
-    # would run after every 700 of them, and now and then scan all objects of the libraries.
+    # A batch creates and frees thousands of small objects without cycles. By default the collector
+    # would run after every 700 of them, and it would also examine the objects of all libraries.
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
 
 
 def end_bundles_at_once() -> None:
-    """Switch off Beam's profiler in this worker; Flink does not use its figures.
+    """Disable the profiler of the Beam worker that runs this; Flink reads none of its figures.
 
-    The profiler starts a thread for each bundle. The end of the bundle waits until that thread
-    wakes up: 4 ms of 30.
+    The profiler starts a thread for each bundle and waits at the end until that thread's sleep is
+    over: 4 ms of 30.
     """
-    from apache_beam.runners.worker import statesampler  # only a worker needs it
+    # Imported here: it is loaded in the worker only.
+    from apache_beam.runners.worker import statesampler
 
     def start(self: statesampler.StateSampler) -> None:
         statesampler.set_current_tracker(self)
@@ -92,18 +93,14 @@ def end_bundles_at_once() -> None:
 
 
 class Metrics:
-    """The learner's metrics in Flink, group ``online_ml``.
+    """What Flink shows of the learning, in metric group ``online_ml``.
 
-    Flink's Python gauges are whole numbers, so shares are in 1/10,000.
-
-    ``sample_count``: samples that this task learned.
-    ``seen_before``: those of them that the model had learned before.
-    ``prediction_acc``: prequential accuracy since the model began.
-    ``prediction_acc_new``: the same for samples not seen before.
-    ``metric_distribution_y``: labels.
-    ``total_10_sec``, ``right_10_sec``: samples predicted, and predicted rightly, in the last 10 s.
-    ``model_version``. ``saved_at``: seconds since 1970.
-    ``rejected``, ``rejected_<reason>``: messages rejected, in all and for each reason.
+    Flink's Python gauges are whole numbers, so shares are in 1/10,000. ``sample_count``: samples that
+    this task learned. ``seen_before``: those of them that the model had learned before.
+    ``prediction_acc``: prequential accuracy since the model began. ``prediction_acc_new``: the same
+    for samples not seen before. ``metric_distribution_y``: labels. ``total_10_sec``,
+    ``right_10_sec``: predicted and rightly predicted in the last 10 s. ``model_version``,
+    ``saved_at`` (seconds since 1970). ``rejected``, and one counter per reason.
     """
 
     def __init__(self, group: Any, trainer: Trainer) -> None:
@@ -141,16 +138,16 @@ class Metrics:
             self.by_reason[code].inc()
 
     def last_seconds(self) -> tuple[int, int]:
-        """Return how many samples were predicted, and how many rightly, in the last 10 seconds."""
+        """Return how many samples of the last 10 s were predicted, and how many correctly."""
         while self.window and self.window[0][0] < time.monotonic() - WINDOW_SECONDS:
             self.window.popleft()
         total = sum(count for _, count, _ in self.window)
-        right = sum(hits for _, _, hits in self.window)
+        right = sum(count for _, _, count in self.window)
         return total, right
 
 
 def online_learner(settings: Settings, submission: str) -> Any:
-    """Return the function for Flink SQL to register: vectorised, not deterministic."""
+    """Return the function as Flink SQL registers it: vectorised, not deterministic."""
     row = DataTypes.ROW(
         [DataTypes.FIELD("out", DataTypes.BYTES()), DataTypes.FIELD("good", DataTypes.BOOLEAN())]
     )

@@ -1,1 +1,1 @@
-"""Hourly TV ad-inventory forecast, 90 days ahead, updated daily: the second workload on the same stack."""
+"""Hourly forecast of TV ad inventory, 90 days ahead, updated daily."""

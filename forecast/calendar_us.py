@@ -1,4 +1,4 @@
-"""Which days are special: public knowledge that the simulator, the features and the models share."""
+"""Holidays, weekdays and dayparts of the United States."""
 
 from datetime import date, timedelta
 
@@ -29,7 +29,7 @@ DAYPARTS = np.repeat([0, 1, 2, 3, 4], [6, 4, 6, 7, 1])
 
 
 def nth_weekday(year: int, month: int, weekday: int, n: int) -> date:
-    """Return the n-th (from 1; -1 is the last) weekday (Monday is 0) of a month."""
+    """Return the n-th weekday of a month: n from 1, or -1 for the last; Monday is 0."""
     if n < 0:
         following = date(year + month // 12, month % 12 + 1, 1)
         last = following - timedelta(days=1)
@@ -40,7 +40,8 @@ def nth_weekday(year: int, month: int, weekday: int, n: int) -> date:
 
 def easter(year: int) -> date:
     """Return Easter Sunday by the anonymous Gregorian algorithm."""
-    a, (b, c) = year % 19, divmod(year, 100)
+    a = year % 19
+    b, c = divmod(year, 100)
     d, e = divmod(b, 4)
     h = (19 * a + b - d - (b - (b + 8) // 25 + 1) // 3 + 15) % 30
     i, k = divmod(c, 4)
@@ -76,7 +77,7 @@ def holidays(year: int) -> dict[date, int]:
 
 
 def holiday_ids(start: date, days: int) -> np.ndarray:
-    """Return the index in ``NAMES`` of each day from start on, int64 (days,); 0 is an ordinary day."""
+    """Return the index in ``NAMES`` of each day from start on, int64 (days,); 0 is no holiday."""
     known: dict[date, int] = {}
     for year in range(start.year, (start + timedelta(days=days)).year + 1):
         known |= holidays(year)

@@ -1,4 +1,4 @@
-"""Errors of a forecast: WAPE per cell, and MAPE of the sums that are sold, by region, station and network."""
+"""Errors of a forecast: WAPE per cell, and MAPE of sums by region, station and network."""
 
 from dataclasses import asdict, dataclass
 
@@ -27,29 +27,32 @@ class Score:
 
     def table(self) -> dict[str, float]:
         """Return every figure by name, rounded to a thousandth."""
-        return {
-            name: round(value, 3)
-            for name, value in (asdict(self) | {"avg_mape": self.avg_mape}).items()
-        }
+        figures = asdict(self) | {"avg_mape": self.avg_mape}
+        return {name: round(value, 3) for name, value in figures.items()}
 
 
 def score(forecast: np.ndarray, actual: np.ndarray, observed: np.ndarray, series: Series) -> Score:
-    """Return the errors over the observed cells; all three (keys, days, 24) of the keys of the series.
+    """Return the errors over the observed cells.
 
-    A group's hour counts where something was seen in it: its sum is over the same cells on both sides.
+    forecast, actual, observed: (keys, days, 24), of the keys of the series. A sum over a group
+    takes the same cells of forecast and actual. Hours of a group without counts have no MAPE.
     """
-    f, a = (np.where(observed, values, 0).astype(np.float64) for values in (forecast, actual))
-    mapes = []
-    for columns in GROUPS.values():
-        group, n = series.codes(*columns)
-        sold, expected = pool(a, group, n), pool(f, group, n)
-        some = sold > 0
-        mapes.append(
-            100 * float(np.mean(np.abs(expected - sold)[some] / sold[some]))
-            if some.any()
-            else float("nan")
-        )
-    return Score(100 * float(np.abs(f - a).sum() / max(a.sum(), 1e-9)), *mapes)
+    expected = np.where(observed, forecast, 0).astype(np.float64)
+    counted = np.where(observed, actual, 0).astype(np.float64)
+    mapes = [_mape(expected, counted, *series.codes(*columns)) for columns in GROUPS.values()]
+    wape = np.abs(expected - counted).sum() / max(counted.sum(), 1e-9)
+    return Score(100 * float(wape), *mapes)
+
+
+def _mape(expected: np.ndarray, counted: np.ndarray, group: np.ndarray, n: int) -> float:
+    """Return the mean relative error of the groups' hourly sums, in percent."""
+    expected_sum = pool(expected, group, n)
+    counted_sum = pool(counted, group, n)
+    some = counted_sum > 0
+    if not some.any():
+        return float("nan")
+    error = np.abs(expected_sum - counted_sum)[some] / counted_sum[some]
+    return 100 * float(np.mean(error))
 
 
 def gap_closed(figure: float, median: float, oracle: float) -> float:

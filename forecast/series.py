@@ -1,7 +1,8 @@
-"""The series in memory: counts by key, local day and local hour, and which of them were observed.
+"""Hourly counts by key in memory, by local day and local hour, with what was observed.
 
-Time is local, as people watch television by their own clock: an hour that the spring clock change skips is not
-observed; the hour that the autumn change repeats holds the mean of its two. An outage is not a zero.
+Time is local, as people watch television by their own clock. An hour that the spring clock change
+skips is not observed. The hour that the autumn change repeats holds the mean of its two. An
+outage is not a zero.
 """
 
 from dataclasses import dataclass, field, replace
@@ -22,22 +23,25 @@ KEYS = ["region", "network", "station"]
 COLUMNS = [*KEYS, "timestamp", "count"]
 OUTAGE = ["region", "from", "to"]
 MOST_PER_HOUR = 100_000_000
-"""A count above this is a broken log, not an audience."""
+"""A count above this comes from a broken log, not from an audience."""
 FAR = 20
-"""Rows at either end are far outside the rest where they are fewer than a usual day's, times empty days / FAR."""
+"""Stray rows at either end are fewer than a usual day's rows, times the empty days, over FAR."""
 
 
-class BadInput(UserError, ValueError):
-    """Input that can't be a series, in one sentence that names the file or column."""
+class InputError(UserError, ValueError):
+    """Input that can't become a series, in one sentence that names the file or column."""
 
 
 @dataclass(frozen=True)
 class Series:
     """Hourly counts of every key.
 
-    keys: one row per key with ``region``, ``network``, ``station`` and ``zone``, sorted by the first three.
-    start: the first local day. counts: float32 (keys, days, 24). observed: bool, the same shape; where it is false
-    the count is 0 and means nothing. rejects: reason to number of rows that the loader left out.
+    keys: one row per key with ``region``, ``network``, ``station`` and ``zone``, sorted by the
+    first three.
+    start: the first local day.
+    counts: float32 (keys, days, 24).
+    observed: bool, the same shape; where it is false the count is 0 and means nothing.
+    rejects: reason to number of rows that the loader rejected.
     """
 
     keys: pd.DataFrame
@@ -61,80 +65,93 @@ class Series:
         return replace(self, counts=self.counts[:, :day], observed=self.observed[:, :day])
 
     def codes(self, *columns: str) -> tuple[np.ndarray, int]:
-        """Return each key's group number, int64 (keys,), by these columns, and how many groups there are."""
+        """Group the keys by these columns.
+
+        Returns each key's group number, int64 (keys,), and the number of groups.
+        """
         group = self.keys.groupby(list(columns), sort=True).ngroup().to_numpy().astype(np.int64)
         return group, int(group.max()) + 1 if len(group) else 0
 
 
+# --- local time ---
+
+
 def zone(name: str) -> ZoneInfo:
-    """Return a time zone; raises ``BadInput`` for a name that is none."""
+    """Return a time zone by its name; raises ``InputError`` for an unknown name."""
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError) as error:
-        raise BadInput(
-            f"There is no time zone {name!r}; a name such as America/Chicago is needed."
+        raise InputError(
+            f"There is no time zone {name!r}; use a name such as America/Chicago."
         ) from error
 
 
 def local_slots(zone_name: str, start: date, days: int) -> tuple[int, np.ndarray, np.ndarray]:
-    """Return the UTC hours of these local days: the first one's epoch hour, and each one's local day and hour.
+    """List the UTC hours of these local days.
 
-    The arrays are int64 of one entry per UTC hour; a day has 23, 24 or 25. A zone whose offset is no whole hour
-    puts an hour where its first minute falls.
+    Returns the first one's epoch hour, and each one's local day and local hour, int64 (hours,);
+    a day has 23, 24 or 25. In a zone whose offset is not a whole hour, an hour belongs to the
+    local hour of its first minute.
     """
     where = zone(zone_name)
-    first = datetime(start.year, start.month, start.day, tzinfo=where).astimezone(UTC)
-    last_day = start + timedelta(days=days)
-    last = datetime(last_day.year, last_day.month, last_day.day, tzinfo=where).astimezone(UTC)
-    begin, stop = int(first.timestamp() // 3600), int(last.timestamp() // 3600)
-    local = pd.date_range(first, periods=stop - begin, freq="h").tz_convert(where).tz_localize(None)
+    begin, first = _midnight(start, where)
+    stop, _ = _midnight(start + timedelta(days=days), where)
+    hours = pd.date_range(first, periods=stop - begin, freq="h")
+    local = hours.tz_convert(where).tz_localize(None)
     day = (local.normalize() - pd.Timestamp(start)).days.to_numpy().astype(np.int64)
     return begin, day, local.hour.to_numpy().astype(np.int64)
+
+
+def _midnight(day: date, where: ZoneInfo) -> tuple[int, datetime]:
+    """Return the epoch hour in which a local day begins, and the moment in UTC."""
+    moment = datetime(day.year, day.month, day.day, tzinfo=where).astimezone(UTC)
+    return int(moment.timestamp() // 3600), moment
 
 
 def to_local(
     hourly: np.ndarray, observed: np.ndarray, zone_name: str, start: date, days: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put UTC hours, (keys, hours) from the first hour of the local start day on, into local days.
+    """Put UTC hours, (keys, hours) from the first hour of the local start day, into local days.
 
-    Returns counts float32 and observed bool, (keys, days, 24).
+    Returns counts float32 and observed bool, both (keys, days, 24).
     """
     _, day, hour = local_slots(zone_name, start, days)
     slot = day * 24 + hour
     counts = np.zeros((len(hourly), days * 24), np.float32)
     seen = np.zeros((len(hourly), days * 24), np.float32)
-    first_of = np.concatenate(
-        [[True], np.diff(slot) > 0]
-    )  # every hour but the second of a repeated one
-    twice = np.flatnonzero(~first_of)
-    for part in (np.flatnonzero(first_of), twice):
+    first = np.concatenate([[True], np.diff(slot) > 0])  # false for the second of a repeated hour
+    for part in (np.flatnonzero(first), np.flatnonzero(~first)):
         counts[:, slot[part]] += np.where(observed[:, part], hourly[:, part], 0)
         seen[:, slot[part]] += observed[:, part]
     counts /= np.maximum(seen, 1)
     return counts.reshape(-1, days, 24), (seen > 0).reshape(-1, days, 24)
 
 
+# --- files ---
+
+
 def read_table(path: Path) -> pd.DataFrame:
-    """Return a CSV or Parquet file of keys, timestamp and count; raises ``BadInput`` for what is neither.
+    """Return the keys, timestamps and counts of a CSV or Parquet file.
 
     Keys are categories of text as they stand in the file; only an empty cell is missing.
+    Raises ``InputError`` for a file of another kind, an unreadable file or a missing column.
     """
     if path.suffix not in (".csv", ".parquet"):
-        raise BadInput(f"{path} is no .csv and no .parquet file.")
+        raise InputError(f"{path} is neither a .csv nor a .parquet file.")
     try:
         table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise BadInput(f"{path} can't be read: {error}") from error
+        raise InputError(f"{path} can't be read: {error}") from error
     missing = [column for column in COLUMNS if column not in table]
     if missing:
-        raise BadInput(
-            f"{path} has no column {', '.join(missing)}; needed are {', '.join(COLUMNS)}."
+        raise InputError(
+            f"{path} has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}."
         )
     return table
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """Read every cell as text, so that nothing is guessed from the rest of its column."""
+    """Read every cell as text, so that no cell is guessed from the rest of its column."""
     return pd.read_csv(
         path,
         dtype=dict.fromkeys(KEYS, "category") | {"timestamp": str, "count": str},
@@ -146,11 +163,13 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    """Read a file, or a folder of files; a pandas index is a column or nothing, whatever it was."""
-    found = [name for name in KEYS if path.is_dir() and any(path.glob(f"**/{name}=*"))]
-    names = pa.schema([(name, pa.string()) for name in found])  # or a folder's 007 becomes 7
-    parts = ds.partitioning(names, flavor="hive") if found else None
-    table = pq.read_table(path, partitioning=parts)
+    """Read a file, or a folder of files; a pandas index is a column or nothing, never a label."""
+    in_folder_names = [name for name in KEYS if path.is_dir() and any(path.glob(f"**/{name}=*"))]
+    partitioning = None
+    if in_folder_names:  # with the type of text, as a folder's 007 would become 7
+        schema = pa.schema([(name, pa.string()) for name in in_folder_names])
+        partitioning = ds.partitioning(schema, flavor="hive")
+    table = pq.read_table(path, partitioning=partitioning)
     table = table.select([name for name in COLUMNS if name in table.column_names])
     for name in KEYS:
         if name in table.column_names:
@@ -160,7 +179,10 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column as categories of text: 7 and 7.0 are both "7", as a gap turns whole numbers into floats."""
+    """Return a column as categories of text.
+
+    7 and 7.0 are both "7", as one missing value turns a column of whole numbers into floats.
+    """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):
@@ -169,11 +191,26 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(text, ""), None, text).dictionary_encode()
 
 
-def clean(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return the rows that can be counted, with an epoch-hour column ``hour``, and the number left out by reason.
+def read_outages(path: Path) -> pd.DataFrame:
+    """Return the outages in a Parquet file: ``region``, ``from`` and ``to``.
 
-    Timestamps are UTC or carry an offset. Of several rows of one key and hour the last counts: an earlier one with
-    the same count is its duplicate, one with another count was corrected.
+    Raises ``InputError`` where the file can't be read or lacks a column.
+    """
+    try:
+        table = pq.read_table(path, partitioning=None).select(OUTAGE)
+        return table.set_column(0, "region", _text(table["region"])).to_pandas(ignore_metadata=True)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise InputError(f"{path} holds no outages ({', '.join(OUTAGE)}): {error}") from error
+
+
+# --- rows ---
+
+
+def clean(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Return the usable rows with their epoch ``hour``, and the number of rejects by reason.
+
+    Timestamps are UTC or carry an offset. The last of several rows of one key and hour counts.
+    An earlier one with the same count is a duplicate; one with another count was corrected.
     """
     rejects: dict[str, int] = {}
 
@@ -185,10 +222,8 @@ def clean(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     table = table.reset_index(drop=True)  # labels may repeat
     table = keep(table, (table[KEYS].notna() & (table[KEYS] != "")).all(axis=1), "key missing")
     stamps = _utc(table["timestamp"])
-    hours = (
-        stamps.dt.as_unit("s").astype("int64") // 3600
-    )  # an offset of half an hour counts in the hour it is in
-    table = table.assign(hour=hours)
+    # Rounded down: a half-hour offset puts a row into the UTC hour in which it lies.
+    table = table.assign(hour=stamps.dt.as_unit("s").astype("int64") // 3600)
     table = keep(table, stamps.notna(), "timestamp unreadable")
     counts = pd.to_numeric(table["count"], errors="coerce").astype(float)
     table = table.assign(count=counts)
@@ -206,7 +241,7 @@ def clean(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
 
 
 def _utc(stamps: pd.Series) -> pd.Series:
-    """Return timestamps in UTC, NaT where one can't be read: a number has no unit, so it is none."""
+    """Return timestamps in UTC, NaT where one can't be read; a number can't, as it has no unit."""
     if isinstance(stamps.dtype, pd.DatetimeTZDtype):
         return stamps
     if pd.api.types.is_numeric_dtype(stamps):
@@ -216,14 +251,25 @@ def _utc(stamps: pd.Series) -> pd.Series:
     return pd.to_datetime(stamps, utc=True, errors="coerce", format="ISO8601")
 
 
-def without_strays(table: pd.DataFrame, rejects: dict[str, int]) -> pd.DataFrame:
-    """Return the rows without the few that lie far before or after the rest, which are counted as rejects.
+def _cell_ids(table: pd.DataFrame) -> np.ndarray:
+    """Return one number per row, int64, the same for the same key and hour."""
+    if not len(table):
+        return np.zeros(0, np.int64)
+    cell = table["hour"].to_numpy() - table["hour"].min()
+    for column in KEYS:
+        values = pd.Categorical(table[column])
+        cell = cell * (len(values.categories) + 1) + values.codes
+    return cell
 
-    The longer the gap without a row, the more rows must lie beyond it: one wrong year in a date would otherwise
-    become decades of zeros.
+
+def without_strays(table: pd.DataFrame, rejects: dict[str, int]) -> pd.DataFrame:
+    """Return the rows without the few that lie far before or after the rest; counts the rejects.
+
+    The longer the gap without rows, the more rows must lie beyond it. If one wrong year in a date
+    were kept, decades would be filled with zeros.
     """
     day, rows = np.unique(table["hour"].to_numpy() // 24, return_counts=True)
-    before = np.cumsum(rows)[:-1]
+    before = np.cumsum(rows)[:-1]  # rows before each gap between two days that have rows
     after = len(table) - before
     fewest = np.median(rows) * (np.diff(day) - 1) / FAR if len(day) else before
     early = np.flatnonzero((before < fewest) & (before <= after))
@@ -236,13 +282,21 @@ def without_strays(table: pd.DataFrame, rejects: dict[str, int]) -> pd.DataFrame
     return table[inside]
 
 
-def _cell_ids(table: pd.DataFrame) -> np.ndarray:
-    """Return one number per row, int64, the same for the same key and hour."""
-    cell = table["hour"].to_numpy() - table["hour"].min() if len(table) else np.zeros(0, np.int64)
+def key_rows(keys: pd.DataFrame, table: pd.DataFrame) -> np.ndarray:
+    """Return the row in keys of each row of the table, int64, -1 where the key is unknown."""
+    places, codes = [], []
     for column in KEYS:
+        names = pd.Index(keys[column].unique())
+        places.append(names.get_indexer(keys[column]))
         values = pd.Categorical(table[column])
-        cell = cell * (len(values.categories) + 1) + values.codes
-    return cell
+        codes.append(names.get_indexer(values.categories.astype(str))[values.codes])
+    shape = [place.max() + 2 for place in places]  # the last place of each axis is "unknown"
+    lookup = np.full(shape, -1, np.int64)
+    lookup[tuple(places)] = np.arange(len(keys))
+    return lookup[tuple(codes)]
+
+
+# --- from rows to a series ---
 
 
 def load(
@@ -253,11 +307,12 @@ def load(
 ) -> Series:
     """Return the series in a file, zero-filled from its first to its last complete local day.
 
-    A region's days without any row, amid days that have some, are not observed.
+    A region's days without any row are not observed if there are rows before and after them.
 
-    zones: the time zone of each region, or one for all. outages: ``region``, ``from``, ``to`` (UTC, to excluded);
-    an empty region means everywhere. known: the keys that may occur; others are rejected and counted.
-    Raises ``BadInput`` where nothing is left or a region has no zone.
+    zones: the time zone of each region, or one for all.
+    outages: ``region``, ``from``, ``to`` (UTC, to excluded); an empty region means everywhere.
+    known: the keys that may occur; others are rejected and counted.
+    Raises ``InputError`` where no row is left or a region has no zone.
     """
     table, rejects = clean(read_table(path))
     if known is not None:
@@ -267,71 +322,57 @@ def load(
         table = table[of_known]
     table = without_strays(table, rejects)
     if table.empty:
-        raise BadInput(f"{path} holds no row that can be counted ({rejects}).")
-    keys = (
-        (known if known is not None else table)[KEYS]
-        .drop_duplicates()
-        .astype(str)
-        .sort_values(KEYS)
-        .reset_index(drop=True)
-    )
-    regions = keys["region"].unique()
-    homeless = (
-        [] if isinstance(zones, str) else [region for region in regions if region not in zones]
-    )
-    if homeless:
-        raise BadInput(
-            f"The region {homeless[0]!r} has no time zone; {len(homeless)} such regions are in {path}."
-        )
-    zone_of = {region: zones if isinstance(zones, str) else zones[region] for region in regions}
-    for name in set(zone_of.values()):
-        zone(name)
-    keys["zone"] = keys["region"].map(zone_of)
+        raise InputError(f"{path} holds no row that can be counted ({rejects}).")
+    keys = sorted_keys(table if known is None else known)
+    keys["zone"] = keys["region"].map(_zone_of(keys["region"].unique(), zones, path))
     return without_empty_days(build(keys, table, outages, rejects))
 
 
-def without_empty_days(series: Series) -> Series:
-    """Return the series in which a region's day without any row is not observed, where that weekday usually has one.
+def sorted_keys(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the distinct keys of a table as text, sorted, with the row number as index."""
+    keys = table[KEYS].drop_duplicates().astype(str)
+    return keys.sort_values(KEYS).reset_index(drop=True)
 
-    Such a day was not recorded. Days before a region's first count and after its last stay as they are.
+
+def _zone_of(regions: np.ndarray, zones: dict[str, str] | str, path: Path) -> dict[str, str]:
+    """Return the time zone of each region.
+
+    Raises ``InputError`` where a region has no zone or an unknown one.
+    """
+    if isinstance(zones, str):
+        zones = dict.fromkeys(regions, zones)
+    homeless = [region for region in regions if region not in zones]
+    if homeless:
+        raise InputError(
+            f"The region {homeless[0]!r} has no time zone; {path} has {len(homeless)} such regions."
+        )
+    found = {region: zones[region] for region in regions}
+    for name in set(found.values()):
+        zone(name)
+    return found
+
+
+def without_empty_days(series: Series) -> Series:
+    """Return the series with a region's unrecorded days as not observed.
+
+    A day was not recorded if the region has no row although that weekday usually has one. Days
+    before a region's first count and after its last stay as they are.
     """
     observed = series.observed.copy()
     weekday = np.arange(series.days) % 7
     for members in series.keys.groupby("region").indices.values():
-        some = series.counts[members].any(axis=(0, 2))
-        alive = np.flatnonzero(some)
+        counted = series.counts[members].any(axis=(0, 2))
+        alive = np.flatnonzero(counted)
         if not len(alive):
             continue
         inside = np.zeros(series.days, bool)
         inside[alive[0] : alive[-1] + 1] = True
-        with_rows, all_days = (np.bincount(weekday[days], minlength=7) for days in (some, inside))
+        with_rows = np.bincount(weekday[counted], minlength=7)
+        all_days = np.bincount(weekday[inside], minlength=7)
         usual = 2 * with_rows > all_days
-        observed[np.ix_(members, np.flatnonzero(inside & ~some & usual[weekday]))] = False
+        lost = np.flatnonzero(inside & ~counted & usual[weekday])
+        observed[np.ix_(members, lost)] = False
     return replace(series, observed=observed)
-
-
-def read_outages(path: Path) -> pd.DataFrame:
-    """Return a Parquet file of outages, ``region``, ``from`` and ``to``; raises ``BadInput`` where it is none."""
-    try:
-        table = pq.read_table(path, partitioning=None).select(OUTAGE)
-        return table.set_column(0, "region", _text(table["region"])).to_pandas(ignore_metadata=True)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise BadInput(f"{path} holds no outages ({', '.join(OUTAGE)}): {error}") from error
-
-
-def key_rows(keys: pd.DataFrame, table: pd.DataFrame) -> np.ndarray:
-    """Return the row in keys of each row of the table, int64, -1 where there is none."""
-    places, codes = [], []
-    for column in KEYS:
-        names = pd.Index(keys[column].unique())
-        places.append(names.get_indexer(keys[column]))
-        values = pd.Categorical(table[column])
-        codes.append(names.get_indexer(values.categories.astype(str))[values.codes])
-    lookup = np.full(
-        [place.max() + 2 for place in places], -1, np.int64
-    )  # the last place of each is "unknown"
-    lookup[tuple(places)] = np.arange(len(keys))
-    return lookup[tuple(codes)]
 
 
 def build(
@@ -343,46 +384,61 @@ def build(
 ) -> Series:
     """Return the zero-filled series of clean rows (``KEYS``, epoch ``hour``, ``count``).
 
-    It has the complete local days that the rows cover, or only one; rows of other hours are counted as rejects.
+    It has the complete local days that the rows cover, or only the day ``only``. Rows of other
+    hours are counted as rejects.
     """
-    rejects = dict(rejects or {})
     start, days = (only, 1) if only else complete_days(keys, table)
     row = key_rows(keys, table)
     hour = table["hour"].to_numpy()
+    count = table["count"].to_numpy()
     counts = np.zeros((len(keys), days, 24), np.float32)
     observed = np.zeros((len(keys), days, 24), bool)
-    outside, none = len(table), pd.DataFrame(columns=OUTAGE)
+    outside = len(table)
     for name, members in keys.groupby("zone").indices.items():
         begin, day, _ = local_slots(str(name), start, days)
-        hourly = np.zeros((len(keys), len(day)), np.float32)
         inside = np.isin(row, members) & (hour >= begin) & (hour < begin + len(day))
         outside -= int(inside.sum())
-        hourly[row[inside], hour[inside] - begin] = table["count"].to_numpy()[inside]
+        hourly = np.zeros((len(keys), len(day)), np.float32)
+        hourly[row[inside], hour[inside] - begin] = count[inside]
         seen = np.ones(hourly.shape, bool)
-        for region, since, until in (outages if outages is not None else none)[OUTAGE].itertuples(
-            index=False
-        ):
-            everywhere = pd.isna(region) or region == ""
-            hit = np.ones(len(keys), bool) if everywhere else (keys["region"] == region).to_numpy()
-            lo, hi = (int(pd.Timestamp(t).timestamp()) for t in (since, until))
-            seen[hit, max(lo // 3600 - begin, 0) : max(-(-hi // 3600) - begin, 0)] = False
+        if outages is not None:
+            seen &= ~_in_outage(keys, outages, begin, len(day))
         counts[members], observed[members] = to_local(
             hourly[members], seen[members], str(name), start, days
         )
+    rejects = dict(rejects or {})
     if outside:
         rejects["outside the days"] = outside
     return Series(keys, start, counts, observed, rejects)
 
 
+def _in_outage(keys: pd.DataFrame, outages: pd.DataFrame, begin: int, hours: int) -> np.ndarray:
+    """Return which UTC hours, from epoch hour ``begin``, an outage touches, bool (keys, hours)."""
+    touched = np.zeros((len(keys), hours), bool)
+    for region, since, until in outages[OUTAGE].itertuples(index=False):
+        first = int(pd.Timestamp(since).timestamp()) // 3600 - begin
+        last = -(-int(pd.Timestamp(until).timestamp()) // 3600) - begin  # rounded up, excluded
+        everywhere = pd.isna(region) or region == ""
+        members = slice(None) if everywhere else (keys["region"] == region).to_numpy()
+        touched[members, max(first, 0) : max(last, 0)] = True
+    return touched
+
+
 def complete_days(keys: pd.DataFrame, table: pd.DataFrame) -> tuple[date, int]:
-    """Return the first local day that the rows cover in every zone, and how many there are."""
-    first, last = (
-        pd.Timestamp(int(hour) * 3600, unit="s", tz="UTC")
-        for hour in (table["hour"].min(), table["hour"].max() + 1)
-    )
-    local = [(first.tz_convert(name), last.tz_convert(name)) for name in keys["zone"].unique()]
-    start = max((t if t == t.normalize() else t + pd.Timedelta(days=1)).date() for t, _ in local)
-    days = (min(t.date() for _, t in local) - start).days
+    """Return the first local day that the rows cover in every zone, and the number of such days.
+
+    Raises ``InputError`` where there is none.
+    """
+    first = pd.Timestamp(int(table["hour"].min()) * 3600, unit="s", tz="UTC")
+    end = pd.Timestamp(int(table["hour"].max() + 1) * 3600, unit="s", tz="UTC")
+    zones = keys["zone"].unique()
+    start = max(_first_midnight(first.tz_convert(name)).date() for name in zones)
+    days = (min(end.tz_convert(name).date() for name in zones) - start).days
     if days < 1:
-        raise BadInput("The rows cover no complete local day.")
+        raise InputError("The rows cover no complete local day.")
     return start, days
+
+
+def _first_midnight(local: pd.Timestamp) -> pd.Timestamp:
+    """Return the moment itself if it is a midnight, or the same time a day later."""
+    return local if local == local.normalize() else local + pd.Timedelta(days=1)

@@ -1,8 +1,8 @@
-"""Trains any Keras model on JAX: a whole epoch is one compiled call, batches are gathered inside it."""
+"""Training of a Keras model on JAX, an epoch in one compiled call."""
 
 import os
 
-os.environ.setdefault("KERAS_BACKEND", "jax")  # before keras is imported: it reads it once
+os.environ.setdefault("KERAS_BACKEND", "jax")  # keras reads it once, at its import
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def cache_compiled(folder: Path) -> None:
-    """Keep compiled programs in this folder, so that a new process each day does not compile them again."""
+    """Keep compiled programs in this folder, as every day is a new process."""
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
@@ -33,28 +33,36 @@ def masked_l2(target: jax.Array, forecast: jax.Array) -> jax.Array:
 
 
 class Trainer:
-    """Adam with Polyak averaging on one model; weights go in and out as lists of arrays, so a run repeats exactly."""
+    """Adam with Polyak averaging on one model.
+
+    The state is explicit and every draw is seeded, so that a run repeats to the bit.
+    """
 
     def __init__(self, model: keras.Model, loss=masked_l1, polyak: float = 0.99) -> None:
-        self.model, self.loss, self.polyak = model, loss, polyak
+        self.model = model
+        self.loss = loss
+        self.polyak = polyak
         self._epoch = jax.jit(self._scan)
         self._forward = jax.jit(lambda weights, inputs: self._apply(weights, inputs))
 
     def _apply(self, weights, inputs):
-        return self.model.stateless_call(
-            weights, [v.value for v in self.model.non_trainable_variables], inputs
-        )[0]
+        """Return the model's output with these weights."""
+        fixed = [variable.value for variable in self.model.non_trainable_variables]
+        return self.model.stateless_call(weights, fixed, inputs)[0]
 
     def _scan(self, state, inputs, target, weight, batches, rates):
-        """Run one step per row of batches, int (steps, batch), each at its learning rate."""
+        """Run one step per row of batches, int (steps, batch), each at its learning rate.
+
+        state: weights, Adam's first and second moments, averaged weights, number of steps.
+        """
 
         def step(state, now):
             rows, rate = now
             weights, first, second, average, count = state
-            take = {name: values[rows] for name, values in inputs.items()}
+            batch = {name: values[rows] for name, values in inputs.items()}
 
             def error(weights):
-                return (self.loss(target[rows], self._apply(weights, take)) * weight[rows]).mean()
+                return (self.loss(target[rows], self._apply(weights, batch)) * weight[rows]).mean()
 
             value, slope = jax.value_and_grad(error)(weights)
             count = count + 1
@@ -64,7 +72,7 @@ class Trainer:
                 w - rate * (m / (1 - 0.9**count)) / (jnp.sqrt(v / (1 - 0.999**count)) + 1e-7)
                 for w, m, v in zip(weights, first, second, strict=True)
             ]
-            keep = jnp.minimum(self.polyak, count / (count + 10.0))
+            keep = jnp.minimum(self.polyak, count / (count + 10.0))  # less at the beginning
             average = [keep * a + (1 - keep) * w for a, w in zip(average, weights, strict=True)]
             return (weights, first, second, average, count), value
 
@@ -81,26 +89,28 @@ class Trainer:
         seed: int,
         on_epoch=lambda epoch, loss: None,
     ) -> None:
-        """Train in place, the rate falling along a cosine; on_epoch may raise ``StopIteration`` to end early."""
+        """Train the model in place; the rate falls along a cosine.
+
+        inputs: arrays of n rows. target: float32 (n, ...), NaN where unknown. weight: (n,).
+        on_epoch: gets epoch and mean loss; it may raise ``StopIteration`` to end the training.
+        """
         rng = np.random.default_rng(seed)
-        weights = [v.value for v in self.model.trainable_variables]
-        zeros = [jnp.zeros_like(w) for w in weights]
+        weights = [variable.value for variable in self.model.trainable_variables]
+        zeros = [jnp.zeros_like(values) for values in weights]
         state = (weights, zeros, zeros, weights, jnp.float32(0))
         batch = min(batch, len(target))
         steps = len(target) // batch
         data = {name: jnp.asarray(values) for name, values in inputs.items()}
-        goal, importance = jnp.asarray(target), jnp.asarray(weight)
+        goal = jnp.asarray(target)
+        importance = jnp.asarray(weight)
         for epoch in range(epochs):
             order = rng.permutation(len(target))[: steps * batch].reshape(steps, batch)
-            rates = (
-                rate
-                * 0.5
-                * (1 + np.cos(np.pi * (epoch * steps + np.arange(steps)) / (epochs * steps)))
-            )
-            state, losses = self._epoch(
-                state, data, goal, importance, order, jnp.asarray(rates, jnp.float32)
-            )
-            for variable, value in zip(self.model.trainable_variables, state[3], strict=True):
+            done = epoch * steps + np.arange(steps)
+            cosine = 1 + np.cos(np.pi * done / (epochs * steps))
+            rates = jnp.asarray(rate * 0.5 * cosine, jnp.float32)
+            state, losses = self._epoch(state, data, goal, importance, order, rates)
+            averaged = state[3]
+            for variable, value in zip(self.model.trainable_variables, averaged, strict=True):
                 variable.assign(value)
             try:
                 on_epoch(epoch, float(losses.mean()))
@@ -108,16 +118,16 @@ class Trainer:
                 return
 
     def predict(self, inputs: Arrays, batch: int = 8192) -> np.ndarray:
-        """Return the model's output, float32 (n, ...); the last batch is padded, so that few programs serve all."""
+        """Return the model's output, float32 (n, ...).
+
+        Batches are padded to a power of two or to ``batch``, as each new shape is compiled.
+        """
         n = len(next(iter(inputs.values())))
         batch = min(batch, 1 << max(n - 1, 0).bit_length())
-        weights = [v.value for v in self.model.trainable_variables]
+        weights = [variable.value for variable in self.model.trainable_variables]
         parts = []
         for at in range(0, n, batch):
             rows = np.minimum(np.arange(at, at + batch), n - 1)
-            parts.append(
-                np.asarray(
-                    self._forward(weights, {name: values[rows] for name, values in inputs.items()})
-                )
-            )
+            part = {name: values[rows] for name, values in inputs.items()}
+            parts.append(np.asarray(self._forward(weights, part)))
         return np.concatenate(parts)[:n]

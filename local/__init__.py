@@ -1,1 +1,1 @@
-"""make run: everything on this machine."""
+"""What ``make run`` starts on this machine."""

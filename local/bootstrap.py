@@ -1,19 +1,20 @@
-"""Run a program of this project in the project's own environment, after making that environment.
+"""Set-up: creates the project's environment if needed and runs a program in it.
 
     python3 local/bootstrap.py [SET...] PROGRAM [ARGUMENT...]
     python3 local/bootstrap.py --clean
 
-Sets of packages besides requirements.txt: --dev, --bench, --forecast; --contenders and --airflow
-each have their own environment beside the project's. Needs nothing but Python 3.11 or 3.12.
-What it makes is in .local; nothing is installed twice.
+SET adds packages to those of requirements.txt: --dev, --bench or --forecast. --contenders and
+--airflow each create a separate environment. Only Python 3.11 or 3.12 is needed. Everything is
+created in .local, and nothing is installed twice.
 """
 
 import sys
 
-if not (3, 11) <= sys.version_info[:2] <= (3, 12):  # before whatever an older Python cannot read
+if not (3, 11) <= sys.version_info[:2] <= (3, 12):  # before imports that an older Python lacks
     sys.exit(
-        f"This project runs on Python 3.11 or 3.12, and this is {sys.version.split()[0]}: choose one with "
-        "'make run PYTHON=python3.12' or 'python3.12 local/bootstrap.py -m local.stack run'."
+        "This project runs on Python 3.11 or 3.12, and this is "
+        f"{sys.version.split()[0]}: choose one with 'make run PYTHON=python3.12' or "
+        "'python3.12 local/bootstrap.py -m local.stack run'."
     )
 
 import contextlib
@@ -25,14 +26,18 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import IO
 
 HERE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HERE))
+
+from paths import why_unusable  # noqa: E402 - a script finds the project's root only now
+
 LOCAL = HERE / ".local"
 VENV = LOCAL / "venv"
 PYTHON = VENV / "bin" / "python"
 LOG = LOCAL / "log" / "setup.log"
-PATH_BYTES = 3_000  # the system's limit is 4,096 with what lies inside
-UV = "uv==0.13.8"  # installs the requirements in a tenth of pip's time
+UV = "uv==0.13.8"  # needs a tenth of pip's time
 DISK_BYTES = 3_000_000_000
 AIRFLOW_VENV = LOCAL / "venv-airflow"
 CONTENDERS_VENV = LOCAL / "venv-bench"
@@ -58,7 +63,7 @@ MADE = (
 
 
 def main(arguments: list[str]) -> None:
-    """Make the environments that are asked for and become the program in the project's own."""
+    """Create the environments of the sets, then replace this process by the program."""
     use_whole_paths()
     if arguments == ["--clean"]:
         clean()
@@ -75,54 +80,36 @@ def main(arguments: list[str]) -> None:
         take_turn(turn)
         install(sets)
     os.chdir(HERE)
-    os.execv(PYTHON, [str(PYTHON), *program])  # noqa: S606 - the program that was asked for
+    os.execv(PYTHON, [str(PYTHON), *program])  # noqa: S606 - the user's command
 
 
 def use_whole_paths() -> None:
-    """Make relative paths in the environment absolute, and refuse those that no part can use."""
+    """Make the paths in environment variables absolute; exit if Java could not use one."""
     if os.path.expanduser("~") == "~":
-        os.environ["HOME"] = str(LOCAL)  # a user without a home, as in a container
+        os.environ["HOME"] = str(LOCAL)  # a user without a home folder, as in a container
     for name in ("RUN_DIR", "MODEL_SIGNING_KEY_FILE"):
         if os.environ.get(name):
             os.environ[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
-    problem = unusable(str(HERE))
-    if problem:
-        sys.exit(f"The project's folder {str(HERE)!a} {problem}: move the project.")
-    run_dir = os.environ.get("RUN_DIR", "")
-    problem = unusable(run_dir)
-    if problem:
-        sys.exit(f"RUN_DIR {run_dir!a} {problem}: choose another folder.")
-
-
-def unusable(path: str) -> str:
-    """Return what is wrong with a path that Java, Kafka or Flink would misread, or nothing."""
-    separators = {"a colon": ":", "a comma": ",", "a backslash": "\\"}
-    held = [name for name, character in separators.items() if character in path]
-    if held:
-        return f"holds {held[0]}, which separates paths for Java, Kafka or Flink"
-    if any(ord(character) < 32 or ord(character) == 127 for character in path):
-        return "holds a control character"
-    if any("\ud800" <= character <= "\udfff" for character in path):
-        return "is not UTF-8"
-    if len(os.fsencode(path)) > PATH_BYTES:
-        return f"is longer than {PATH_BYTES:,} bytes"
-    return ""
+    folders = {"The project's folder": str(HERE), "RUN_DIR": os.environ.get("RUN_DIR", "")}
+    for name, folder in folders.items():
+        if problem := why_unusable(folder):
+            sys.exit(f"{name}: {problem}")
 
 
 def clean() -> None:
-    """Delete what make run made in its folder, and with the default folder the environment, too."""
+    """Delete what make run created in RUN_DIR; with the default RUN_DIR also the environment."""
     run_dir = Path(os.environ.get("RUN_DIR") or LOCAL)
     everything = run_dir.resolve() == LOCAL.resolve()
     if not run_dir.exists():
         return
     LOCAL.mkdir(exist_ok=True)
     with (LOCAL / "setup.lock").open("w") as setup, (LOCAL / "use.lock").open("a") as use:
-        hold(setup, "another process is making the environment")
+        hold(setup, "another process is creating the environment")
         if everything:
-            hold(use, f"a make run uses what is in {LOCAL}")
+            hold(use, f"a make run uses {LOCAL}")
         if (run_dir / "run.lock").exists():
             if not any(VENV.glob("*.sha256")):
-                make_environment(VENV, BASE)  # it finds what a killed run left running
+                make_environment(VENV, BASE)  # it finds the processes of a killed run
             argv = [str(PYTHON), "-m", "local.stack", "clean"]
             code = subprocess.run(argv, cwd=HERE, check=False).returncode
             if code:
@@ -134,8 +121,8 @@ def clean() -> None:
                 LOCAL.rmdir()
 
 
-def hold(lock, why: str) -> None:
-    """Take the lock for make clean, or exit with a sentence."""
+def hold(lock: IO[str], why: str) -> None:
+    """Take the lock for make clean; exit with ``why`` if another process holds it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -143,24 +130,24 @@ def hold(lock, why: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a folder with all that is in it, or a link but not where it leads."""
+    """Delete a file, a folder with its contents, or a link without its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def take_turn(turn) -> None:
-    """Wait while another process makes the same environment."""
+def take_turn(turn: IO[str]) -> None:
+    """Wait while another process creates the same environment."""
     try:
         fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print("Waiting: another process is making the environment.", flush=True)
+        print("Waiting: another process is creating the environment.", flush=True)
         fcntl.flock(turn, fcntl.LOCK_EX)
 
 
 def install(sets: list[str]) -> None:
-    """Bring the project's environment, and those of the sets, to what their files pin."""
+    """Install what the requirements files of the project and of the sets pin."""
     if not any(SETS[name][0] == VENV for name in sets):
         make_environment(VENV, BASE)  # the other files include it
     for name in sets:
@@ -168,7 +155,7 @@ def install(sets: list[str]) -> None:
 
 
 def make_environment(venv: Path, requirements: str) -> None:
-    """Bring an environment to what the requirements file pins; does nothing if it is there."""
+    """Create an environment with the pinned packages; do nothing if it has them already."""
     files = [BASE] if venv == VENV else []
     if requirements not in files:
         files.append(requirements)
@@ -180,7 +167,8 @@ def make_environment(venv: Path, requirements: str) -> None:
     free = shutil.disk_usage(LOCAL).free
     if free < DISK_BYTES:
         sys.exit(
-            f"{LOCAL} has {free / 1e9:.1f} GB of free disk; the environment needs {DISK_BYTES / 1e9:.0f} GB."
+            f"{LOCAL} has {free / 1e9:.1f} GB of free disk; "
+            f"the environment needs {DISK_BYTES / 1e9:.0f} GB."
         )
     make_uv()
     uv = str(VENV / "bin" / "uv")
@@ -193,7 +181,7 @@ def make_environment(venv: Path, requirements: str) -> None:
 
 
 def make_uv() -> None:
-    """Make the project's environment with uv in it, which installs everything else."""
+    """Create the project's environment with uv, which installs everything else."""
     if not (VENV / "bin" / "pip").exists():
         step("virtual environment", [sys.executable, "-m", "venv", "--clear", str(VENV)])
     if not (VENV / "bin" / "uv").exists():
@@ -202,7 +190,7 @@ def make_uv() -> None:
 
 
 def included(requirements: list[str]) -> list[Path]:
-    """Return the requirements files and those that they include with ``-r``, each once, sorted."""
+    """Return these requirements files and all that they include with ``-r``, sorted."""
     found: set[Path] = set()
     waiting = [HERE / file for file in requirements]
     while waiting:
@@ -218,35 +206,32 @@ def included(requirements: list[str]) -> list[Path]:
 
 
 def step(title: str, argv: list[str]) -> None:
-    """Run one step, its output in the log, and say how long it has taken; exits with a sentence when it fails."""
+    """Run a command with its output in the log and show its duration; exit if it fails."""
     began = time.monotonic()
+    clear_line = "\r\033[K" if sys.stdout.isatty() else ""
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with LOG.open("ab") as log:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             while process.poll() is None:
-                if sys.stdout.isatty():
-                    print(
-                        f"\r\033[K  {title}: {time.monotonic() - began:.0f} s  {last_line()}",
-                        end="",
-                        flush=True,
-                    )
+                seconds = time.monotonic() - began
+                if clear_line:
+                    text = f"{clear_line}  {title}: {seconds:.0f} s  {last_line()}"
+                    print(text, end="", flush=True)
                 time.sleep(0.2)
         finally:
             process.kill()
             process.wait()
-    print(
-        "\r\033[K" * sys.stdout.isatty() + f"  {title}: {time.monotonic() - began:.0f} s",
-        flush=True,
-    )
+    print(f"{clear_line}  {title}: {time.monotonic() - began:.0f} s", flush=True)
     if process.returncode:
         sys.exit(
-            f"The step '{title}' failed; the first run needs a network, and the log says what was missing: {LOG}"
+            f"The step '{title}' failed; the first run needs a network. "
+            f"The log says what was missing: {LOG}"
         )
 
 
 def last_line() -> str:
-    """Return the newest line of the log, cut to half a line of the terminal."""
+    """Return the last line of the log, cut to 50 characters."""
     lines = LOG.read_bytes()[-500:].decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")[:50]
 

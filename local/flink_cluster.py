@@ -1,4 +1,4 @@
-"""Flink as ``make run`` starts it: configuration, JobManager, TaskManager, REST calls, the ``flink`` command."""
+"""Flink as ``make run`` starts it: configuration, processes, REST calls and ``flink`` command."""
 
 import http.client
 import json
@@ -23,7 +23,7 @@ REST_GUARD_SERVICE = "org.apache.flink.runtime.io.network.netty.InboundChannelHa
 
 @cache
 def flink_home() -> Path:
-    """Return the distribution inside the apache-flink wheel."""
+    """Return the folder of the distribution inside the apache-flink wheel."""
     return next(
         Path(folder) / "pyflink"
         for folder in sys.path
@@ -31,7 +31,8 @@ def flink_home() -> Path:
     )
 
 
-# Sizes in MiB. The heap holds what a checkpoint and Kafka's fetches of large messages need; Python runs outside.
+# Sizes in MiB. The heap has room for a checkpoint and for Kafka's fetches of large messages.
+# The Python workers are processes outside it.
 JOBMANAGER_MIB = {"heap": 384, "metaspace": 256}
 TASKMANAGER_MIB = {
     "framework.heap.size": 128,
@@ -48,7 +49,7 @@ TASKMANAGER_MIB = {
 
 
 def flink_options() -> list[str]:
-    """Return the JVM options that the shipped configuration holds and Java 21 needs."""
+    """Return the JVM options that Java 21 needs, most of them from Flink's own configuration."""
     shipped = (flink_home() / "conf" / "config.yaml").read_text()
     found = re.search(r"^\s+all:\s+(--add-.+)$", shipped, re.MULTILINE)
     if not found:
@@ -57,7 +58,7 @@ def flink_options() -> list[str]:
 
 
 def flink_configuration(settings: Settings) -> dict[str, object]:
-    """Return Flink's options: everything on 127.0.0.1 and inside the run folder."""
+    """Return Flink's options: all addresses are 127.0.0.1, all files are in the run folder."""
     run = settings.run_dir
     return {
         "env.java.opts.all": " ".join(flink_options()),
@@ -73,10 +74,12 @@ def flink_configuration(settings: Settings) -> dict[str, object]:
         "web.submit.enable": False,
         "web.access-control-allow-origin": f"http://127.0.0.1:{settings.flink_port}",
         "metrics.fetcher.update-interval": "2 s",
-        # A TaskManager that two heartbeats in a row can't reach is gone: the job restarts 4 s after it died, not 20 s.
+        # After two failed heartbeats a TaskManager counts as dead, so the job restarts after 4 s
+        # and not after the timeout of 20 s.
         "heartbeat.interval": "2 s",
         "heartbeat.timeout": "20 s",
-        # The job waits for the next TaskManager, rather than spending its restarts on there being none (248 days at most).
+        # Without a TaskManager the job waits for the next one instead of using up its restarts.
+        # Flink accepts 248 days at most.
         "resourcemanager.standalone.start-up-time": "200 d",
         "taskmanager.numberOfTaskSlots": 4,
         "taskmanager.cpu.cores": 4.0,
@@ -84,19 +87,20 @@ def flink_configuration(settings: Settings) -> dict[str, object]:
         "jobmanager.memory.heap.size": f"{JOBMANAGER_MIB['heap']}m",
         "jobmanager.memory.jvm-metaspace.size": f"{JOBMANAGER_MIB['metaspace']}m",
         "parallelism.default": 1,
-        # flink-python and the connector are in the lib folder: one class loader, however many jobs come and go.
+        # flink-python and the connector are in the lib folder, so all jobs share one class loader.
+        # A class loader per job would use up the metaspace after about nine jobs.
         "classloader.resolve-order": "parent-first",
         "io.tmp.dirs": str(run / "flink" / "tmp"),
         "state.backend.type": "hashmap",
-        # Not as_uri(): Flink takes what follows file:// as it is, and does not undo %20.
+        # Not as_uri(): Flink does not decode %20 in what follows file://.
         "execution.checkpointing.dir": f"file://{run / 'checkpoints'}",
         "execution.checkpointing.savepoint-dir": f"file://{run / 'savepoints'}",
-        # Read by the JobManager, not from the job. The job sets its other checkpoint options.
+        # The JobManager reads this option, not the job. The job sets its other checkpoint options.
         "execution.checkpointing.num-retained": 3,
     }
 
 
-# Flink starts each Python worker by a bash script that quotes no path.
+# Flink starts each Python worker with a bash script that does not quote paths.
 BEFORE_WORKER = Path("local") / "java" / "before_worker.bash"
 
 FLINK_LOGGING = """\
@@ -106,27 +110,27 @@ appender.console.name = Console
 appender.console.type = CONSOLE
 appender.console.layout.type = PatternLayout
 appender.console.layout.pattern = %d{yyyy-MM-dd HH:mm:ss,SSS} %-5p %c{1} %x - %m%n
-# Each checkpoint, every two seconds, says several lines at INFO.
+# At INFO, each checkpoint logs several lines, every two seconds.
 logger.kafka.name = org.apache.kafka
 logger.kafka.level = WARN
 logger.checkpoints.name = org.apache.flink.runtime.checkpoint
 logger.checkpoints.level = WARN
-# When a Python worker dies it writes down the environment that the worker had, with the passwords in it.
+# When a Python worker dies, this logger writes the worker's environment, including passwords.
 logger.workers.name = org.apache.beam.runners.fnexecution.control.DefaultJobBundleFactory
 logger.workers.level = OFF
 """
 
 
 def prepare_flink(settings: Settings) -> None:
-    """Write Flink's conf folder and its lib folder of links."""
+    """Write Flink's conf folder, its lib folder of links and the guard of its REST API."""
     flink = settings.run_dir / "flink"
+    conf = flink / "conf"
     for folder in ("conf", "lib", "tmp"):
         (flink / folder).mkdir(parents=True, exist_ok=True)
     write_flink_configuration(settings)
-    (flink / "conf" / "log4j-console.properties").write_text(FLINK_LOGGING)
-    shutil.copyfile(
-        flink_home() / "conf" / "log4j-cli.properties", flink / "conf" / "log4j-cli.properties"
-    )
+    (conf / "log4j-console.properties").write_text(FLINK_LOGGING)
+    client_logging = "log4j-cli.properties"
+    shutil.copyfile(flink_home() / "conf" / client_logging, conf / client_logging)
     for link in (flink / "lib").iterdir():
         link.unlink()
     jars = [
@@ -140,7 +144,7 @@ def prepare_flink(settings: Settings) -> None:
 
 
 def write_flink_configuration(settings: Settings) -> None:
-    """Write Flink's config.yaml; JSON is YAML that needs no further quotes."""
+    """Write Flink's config.yaml, with values in JSON, which is valid YAML."""
     conf = settings.run_dir / "flink" / "conf"
     conf.mkdir(parents=True, exist_ok=True)
     configuration = flink_configuration(settings).items()
@@ -149,9 +153,10 @@ def write_flink_configuration(settings: Settings) -> None:
 
 
 def make_rest_guard(settings: Settings) -> None:
-    """Compile local/java/guard, which keeps other sites' pages out of Flink's REST API, into a jar in Flink's lib folder.
+    """Compile local/java/guard into a jar in Flink's lib folder; raises ``StackError``.
 
-    Flink brings the compiler; this takes a quarter of a second. Raises ``StackError``.
+    The guard makes Flink's REST API refuse requests from other sites' pages. Flink brings the
+    compiler, which takes a quarter of a second.
     """
     flink = settings.run_dir / "flink"
     source = HERE / "local" / "java" / "guard"
@@ -162,12 +167,11 @@ def make_rest_guard(settings: Settings) -> None:
     compiler = [str(java_home() / "bin" / "java"), *LEAN_JAVA, "-cp", f"{flink / 'lib'}/*"]
     build = ["org.codehaus.janino.SimpleCompiler", str(source / "Build.java"), "Build"]
     source_file = str(source / "restguard" / "RestGuard.java")
-    code, _ = run_to_end(
-        [*compiler, *build, source_file, str(classes)], child_environment(settings), log
-    )
+    argv = [*compiler, *build, source_file, str(classes)]
+    code, _ = run_to_end(argv, child_environment(settings), log)
     if code:
         raise StackError(
-            f"The guard of Flink's REST API could not be compiled; its log says why: {log}"
+            f"The guard of Flink's REST API could not be compiled; the log says why: {log}"
         )
     with zipfile.ZipFile(flink / "lib" / "rest-guard.jar", "w") as jar:
         jar.writestr(f"META-INF/services/{REST_GUARD_SERVICE}", "restguard.RestGuard\n")
@@ -176,7 +180,7 @@ def make_rest_guard(settings: Settings) -> None:
 
 
 def flink_environment(settings: Settings) -> dict[str, str]:
-    """Return the environment of Flink's processes; the workers inherit the secrets from it."""
+    """Return the environment of Flink's processes, from which the workers inherit the secrets."""
     flink = settings.run_dir / "flink"
     password = settings.kafka_sasl_password.get_secret_value()
     return child_environment(settings) | {
@@ -194,7 +198,10 @@ def flink_environment(settings: Settings) -> dict[str, str]:
 
 
 def flink_argv(settings: Settings, main_class: str, options: list[str], log: Path) -> list[str]:
-    """Return the command of a Flink process: what bin/*.sh end in, without their three JVMs before it."""
+    """Return the command that starts a Flink process.
+
+    Flink's bin/*.sh end in the same command, but start three other JVMs first.
+    """
     flink = settings.run_dir / "flink"
     return [
         str(java_home() / "bin" / "java"),
@@ -212,9 +219,9 @@ def flink_argv(settings: Settings, main_class: str, options: list[str], log: Pat
 
 
 def rest(settings: Settings, path: str, body: dict | None = None) -> dict:
-    """Return the JSON answer of Flink's REST API at this path.
+    """Return the JSON answer of Flink's REST API; raises ``OSError`` without a complete answer.
 
-    Raises ``OSError`` when there is none, or not a whole one.
+    With ``body`` the request is a POST.
     """
     request = urllib.request.Request(
         f"http://{settings.flink_host}:{settings.flink_port}{path}",
@@ -224,12 +231,15 @@ def rest(settings: Settings, path: str, body: dict | None = None) -> dict:
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
             return json.load(answer)
-    except (http.client.HTTPException, ValueError) as error:  # it died while it answered
+    except (http.client.HTTPException, ValueError) as error:  # it ended meanwhile
         raise ConnectionError(f"Flink's answer broke off ({type(error).__name__})") from error
 
 
 def rest_is_guarded(settings: Settings) -> bool:
-    """Return whether Flink refuses a foreign host name; without its guard it only logs that it isn't there."""
+    """Return whether Flink refuses a foreign host name.
+
+    Flink starts without the guard if it cannot load it, and only logs that.
+    """
     address = f"http://{settings.flink_host}:{settings.flink_port}/overview"
     foreign = urllib.request.Request(address, headers={"Host": "guard.invalid"})
     try:
@@ -237,25 +247,20 @@ def rest_is_guarded(settings: Settings) -> bool:
             return False
     except urllib.error.HTTPError as error:
         return error.code == 403
-    except http.client.HTTPException as error:
-        raise ConnectionError(f"Flink's answer broke off ({type(error).__name__})") from error
 
 
 def jobmanager(settings: Settings) -> Process:
     """Return Flink's JobManager, with its REST API and page on FLINK_PORT."""
 
-    def answers() -> bool:
-        try:
-            return "taskmanagers" in rest(settings, "/overview") and rest_is_guarded(settings)
-        except (OSError, ValueError):
-            return False
+    def is_up() -> bool:
+        return "taskmanagers" in rest(settings, "/overview") and rest_is_guarded(settings)
 
     process = Process(
         name="JobManager",
         argv=[],
         env=flink_environment(settings),
         run_dir=settings.run_dir,
-        answers=answers,
+        check=is_up,
         ports={settings.flink_port: "FLINK_PORT", settings.flink_rpc_port: "FLINK_RPC_PORT"},
         prepare=lambda: prepare_flink(settings),
     )
@@ -273,20 +278,13 @@ def jobmanager(settings: Settings) -> Process:
 
 
 def taskmanager(settings: Settings) -> Process:
-    """Return Flink's TaskManager, whose children are the Python workers; it needs the JobManager."""
-
-    def answers() -> bool:
-        try:
-            return rest(settings, "/overview")["slots-total"] > 0
-        except (OSError, ValueError):
-            return False
-
+    """Return Flink's TaskManager, the parent of the Python workers; it needs the JobManager."""
     process = Process(
         name="TaskManager",
         argv=[],
         env=flink_environment(settings),
         run_dir=settings.run_dir,
-        answers=answers,
+        check=lambda: rest(settings, "/overview")["slots-total"] > 0,
     )
     size = TASKMANAGER_MIB
     heap = size["framework.heap.size"] + size["task.heap.size"]
@@ -304,7 +302,10 @@ def taskmanager(settings: Settings) -> Process:
 
 
 def write_flink_launcher() -> Path:
-    """Write the ``flink`` command into the environment's bin; it needs nothing set and no java on PATH."""
+    """Write the ``flink`` command into the environment's bin and return its path.
+
+    It needs no environment variable and no Java on PATH.
+    """
     variables = {
         "FLINK_HOME": flink_home(),
         "FLINK_OPT_DIR": flink_home() / "opt",
@@ -313,21 +314,23 @@ def write_flink_launcher() -> Path:
     }
     lines = [
         "#!/bin/sh",
-        "# Made by make run: Flink's command line with the environment's own Java and Python.",
+        "# Written by make run: Flink's command line with this environment's Java and Python.",
         *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
         f"default={shlex.quote(str(HERE / '.local'))} bin={shlex.quote(str(VENV_BIN))}",
         'run="${RUN_DIR:-$default}"',
         'export FLINK_CONF_DIR="${FLINK_CONF_DIR:-$run/flink/conf}"',
         'export PYFLINK_CLIENT_EXECUTABLE="${PYFLINK_CLIENT_EXECUTABLE:-$bin/python}"',
         'export PATH="$bin:$PATH" LC_ALL=C.UTF-8',
-        "# What the client unpacks is of no use to anyone once it has ended.",
+        "# The client unpacks files into its own folder, which is deleted when it ends.",
         'mkdir -p "$run/tmp" && TMPDIR="$(mktemp -d "$run/tmp/flink.XXXXXX")" || exit',
         "export TMPDIR",
         "trap 'rm -rf \"$TMPDIR\"' EXIT",
-        f'"$JAVA_HOME/bin/java" {shlex.join([*LEAN_JAVA, *flink_options()])} -Djava.io.tmpdir="$TMPDIR" \\',
+        f'"$JAVA_HOME/bin/java" {shlex.join([*LEAN_JAVA, *flink_options()])} \\',
+        '  -Djava.io.tmpdir="$TMPDIR" \\',
         '  -Dlog.file="$run/log/flink-client.log" \\',
         "  -Dlog4j.configurationFile=log4j-cli.properties \\",
-        '  -cp "$FLINK_CONF_DIR:$run/flink/lib/*" org.apache.flink.client.cli.CliFrontend "$@" <&0 &',
+        '  -cp "$FLINK_CONF_DIR:$run/flink/lib/*" \\',
+        '  org.apache.flink.client.cli.CliFrontend "$@" <&0 &',
         "trap 'kill $!' HUP INT TERM",
         "wait $! || { code=$?; wait $!; exit $code; }",
         "",

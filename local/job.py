@@ -1,4 +1,4 @@
-"""The Flink job of ``make run``: submitted from the newest checkpoint, watched, stopped with a savepoint."""
+"""The Flink job of ``make run``: submitted from its newest checkpoint, stopped with a savepoint."""
 
 import re
 import shutil
@@ -13,18 +13,20 @@ from settings import HERE, Settings
 
 NAME = "online_learning"
 ENDED = {"FAILED", "CANCELED", "FINISHED"}
-STOP = "StopJob: "  # what trainer.py raises where only a person can decide how to go on
-# What Flink's stack trace holds where the restore point itself can't be read or fits another job.
+STOP = "StopJob: "  # raised by loop/trainer.py if only a person can decide how to continue
+# Flink's stack trace holds one of these if the restore point can't be read or fits another job.
 UNFIT = re.compile(
-    r"CheckpointCoordinator\.restoreSavepoint|Could not restore \w+ state backend|StateMigrationException|"
-    r"SimpleVersioned(?:Serialization|ListState)"
+    r"CheckpointCoordinator\.restoreSavepoint"
+    r"|Could not restore \w+ state backend"
+    r"|StateMigrationException"
+    r"|SimpleVersioned(?:Serialization|ListState)"
 )
-KEPT = 3  # restore points kept from earlier runs
+KEPT = 3  # restore points (savepoints and checkpoints) kept from earlier runs
 SAVEPOINT_SECONDS = 30
 
 
 class Job:
-    """The one job of a run; ``problem`` says what is wrong with it and is empty while it runs."""
+    """The job of a run; ``problem`` says in a phrase why it does not run, or is empty."""
 
     def __init__(self, settings: Settings, stopping: threading.Event) -> None:
         self.settings = settings
@@ -37,20 +39,20 @@ class Job:
         self.unusable: list[str] = []  # names of restore points that did not fit
 
     def submit(self) -> None:
-        """Run ``flink run`` from the newest restore point that fits, if any; raises ``StackError``."""
+        """Submit the job from the newest restore point that fits, if any; raises ``StackError``."""
         while not self._submit():
             pass
 
     def _submit(self) -> bool:
-        """Run ``flink run`` and return whether the job was accepted; False where its restore point did not fit."""
+        """Run ``flink run``; return False if the restore point did not fit and is skipped now."""
         self.restore_point = next(iter(restore_points(self.settings.run_dir)), None)
-        resume = (
-            ["-s", str(self.restore_point), "-claimMode", "CLAIM"] if self.restore_point else []
-        )
+        restore = []
+        if self.restore_point:
+            restore = ["-s", str(self.restore_point), "-claimMode", "CLAIM"]
         address = f"{self.settings.flink_host}:{self.settings.flink_port}"
-        flink = str(VENV_BIN / "flink")
+        run = [str(VENV_BIN / "flink"), "run", "-d", "-m", address]
         code, output = run_to_end(
-            [flink, "run", "-d", "-m", address, *resume, "-py", str(HERE / f"{NAME}.py")],
+            [*run, *restore, "-py", str(HERE / f"{NAME}.py")],
             flink_cluster.flink_environment(self.settings),
             self.log,
             self.stopping,
@@ -62,7 +64,7 @@ class Job:
             errors = re.findall(rf"^{NAME}\.py: (.+)$", output, re.MULTILINE)
             if errors:
                 raise StackError(errors[-1])
-            raise StackError(f"The job was not accepted; its log says why: {self.log}")
+            raise StackError(f"Flink did not accept the job; the log says why: {self.log}")
         self.id, self.problem, self.needs_submit = found.group(1), "starting", False
         return True
 
@@ -75,14 +77,14 @@ class Job:
         return True
 
     def refresh(self) -> None:
-        """Bring ``problem`` and ``needs_submit`` up to date; raises ``OSError`` where the JobManager does not answer."""
-        jobs = [
-            job
-            for job in flink_cluster.rest(self.settings, "/jobs/overview")["jobs"]
-            if job["name"] == NAME
-        ]
+        """Update ``problem`` and ``needs_submit``.
+
+        Raises ``OSError`` if the JobManager does not answer.
+        """
+        overview = flink_cluster.rest(self.settings, "/jobs/overview")
+        jobs = [job for job in overview["jobs"] if job["name"] == NAME]
         if not jobs:
-            self.problem, self.needs_submit = "gone with the JobManager", True
+            self.problem, self.needs_submit = "lost with the JobManager", True
             return
         self.needs_submit = False
         # A job that the user submitted by hand replaces ours.
@@ -96,25 +98,22 @@ class Job:
             self._read_failure(state)
 
     def _read_failure(self, state: str) -> None:
-        history = flink_cluster.rest(self.settings, f"/jobs/{self.id}/exceptions")[
-            "exceptionHistory"
-        ]["entries"]
+        """Set ``problem`` from the job's newest exception, and ``needs_submit`` if it failed."""
+        exceptions = flink_cluster.rest(self.settings, f"/jobs/{self.id}/exceptions")
+        history = exceptions["exceptionHistory"]["entries"]
         trace = history[0]["stacktrace"] if history else ""
         why = reason(trace)
-        self.problem = ": ".join(
-            filter(None, ["starting" if state == "RUNNING" else state.lower(), why])
-        )
+        name = "starting" if state == "RUNNING" else state.lower()
+        self.problem = f"{name}: {why}" if why else name
         if state != "FAILED" or STOP in why:
             return
         self.needs_submit = True
-        # A job that never ran may have waited for Kafka in vain; then its restore point is good.
+        # A job that never ran may only have waited for Kafka; then its restore point is good.
         if UNFIT.search(trace) and self._skip_restore_point():
-            self.problem = (
-                f"could not start from {self.unusable[-1]}, which is skipped from now on: {why}"
-            )
+            self.problem = f"could not start from {self.unusable[-1]}, which is skipped now: {why}"
 
     def stop(self, force: threading.Event) -> Path | None:
-        """Stop the job with a savepoint and return it; None if the job does not run or none is made."""
+        """Stop the job with a savepoint and return its folder, or None if there is no savepoint."""
         body = {"drain": False, "formatType": "CANONICAL"}
         try:
             trigger = flink_cluster.rest(self.settings, f"/jobs/{self.id}/stop", body)["request-id"]
@@ -125,14 +124,15 @@ class Job:
                     location = found["operation"].get("location")
                     return Path(location.removeprefix("file:")) if location else None
         except OSError:
-            return (
-                None  # no JobManager, or it knows no such running job: its last checkpoint is kept
-            )
+            return None  # no JobManager, or no such running job; its last checkpoint is kept
         return None
 
 
 def reason(trace: str) -> str:
-    """Return the Python exception that a Java stack trace carries, else its last Java one, as ``Class: text``."""
+    """Return the last Python exception in a Java stack trace as ``Class: text``.
+
+    If there is none, return the last Java exception.
+    """
     python = re.findall(r"^(?!Caused|java\.|org\.)(?:\w+\.)*(\w+: .+)$", trace, re.MULTILINE)
     java = re.findall(r"^(?:Caused by: )?(?:[\w$]+\.)+(\w+: .+)$", trace, re.MULTILINE)
     return (python or java or [""])[-1][:300]
@@ -144,24 +144,21 @@ def restore_points(run_dir: Path) -> list[Path]:
         *run_dir.glob("savepoints/*/_metadata"),
         *run_dir.glob("checkpoints/*/chk-*/_metadata"),
     ]
-    return [
-        path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
-    ]
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.parent for path in found]
 
 
 def skip_restore_points(run_dir: Path) -> None:
-    """Let the next submission start without ``-s``: these positions no longer belong to the model."""
+    """Let the next submission start without ``-s``: the old positions do not fit the model now."""
     for point in restore_points(run_dir):
         (point / "_metadata").rename(point / "_metadata.before_accept")
 
 
 def prune_restore_points(run_dir: Path) -> None:
-    """Delete all but the newest restore points of earlier jobs; only while no job runs."""
+    """Delete all but the newest restore points; call this only while no job runs."""
     kept = restore_points(run_dir)[:KEPT]
-    for folder in [
-        *run_dir.glob("savepoints/*"),
-        *run_dir.glob("checkpoints/*/chk-*"),
-        *run_dir.glob("checkpoints/*"),
-    ]:
+    patterns = ("savepoints/*", "checkpoints/*/chk-*", "checkpoints/*")
+    folders = [folder for pattern in patterns for folder in run_dir.glob(pattern)]
+    for folder in folders:
         if not any(point.is_relative_to(folder) for point in kept):
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,7 @@
-"""Processes with one log file each, known by pid and start, and how to end what they started."""
+"""Processes with a log file and a session each; later runs know them by pid and start time."""
 
 import contextlib
+import http.client
 import os
 import shutil
 import signal
@@ -17,29 +18,33 @@ import psutil
 
 from settings import HERE, UserError
 
-LOG_BYTES = 10_000_000  # a longer log is moved to .log.1, and an empty one begins
+LOG_BYTES = 10_000_000  # a longer log is moved to .log.1
+NO_ANSWER = (OSError, http.client.HTTPException)  # what urllib raises
 
 
 class StackError(UserError):
-    """What the user has to know or to do, in one sentence."""
+    """A failure of the local stack, in one sentence for the user."""
 
 
 class Stopping(Exception):
-    """The user asked to stop while a process was still starting."""
+    """The user asked to stop during a start."""
 
 
 @dataclass
 class Process:
-    """A process in its own session; the next run, too, knows it by its pid and start."""
+    """A process in its own session, which its pid file lets later runs recognise.
+
+    ``check`` returns whether the process answers, or raises one of ``check_errors`` if it does not.
+    ``ports``: {port: the setting that changes it}. ``prepare`` runs before each start.
+    """
 
     name: str
     argv: list[str]
     env: dict[str, str]
     run_dir: Path
-    answers: Callable[[], bool]
-    ports: dict[int, str] = field(
-        default_factory=dict
-    )  # port -> the environment variable that moves it
+    check: Callable[[], bool]
+    check_errors: tuple[type[Exception], ...] = NO_ANSWER
+    ports: dict[int, str] = field(default_factory=dict)
     prepare: Callable[[], None] = lambda: None
     patience: float = 120.0  # seconds until it must answer
     grace: float = 20.0  # seconds from SIGTERM to SIGKILL
@@ -57,9 +62,16 @@ class Process:
     def alive(self) -> bool:
         return self.popen is not None and self.popen.poll() is None
 
+    def answers(self) -> bool:
+        """Return whether the process answers."""
+        try:
+            return self.check()
+        except self.check_errors:
+            return False
+
     def start(self) -> None:
-        """Start the process; raises ``StackError`` naming a port that another program holds."""
-        self.kill()  # its children may have outlived it
+        """Start the process; raises ``StackError`` naming a port that another program uses."""
+        self.kill()  # its children may still run
         self.check_ports()
         env = self.env | temporary(self.run_dir)
         self.prepare()
@@ -72,39 +84,40 @@ class Process:
         new.replace(self.pid_file)  # whole or not at all
 
     def check_ports(self) -> None:
-        """Raise ``StackError`` naming a port that another program holds."""
+        """Raise ``StackError`` naming a port that another program uses."""
         for port, variable in self.ports.items():
             if not port_is_free(port):
                 raise StackError(
-                    f"{self.name} needs port {port}, which another program holds: stop that one, "
-                    f"or give {self.name} another port with {variable}."
+                    f"{self.name} needs port {port}, which another program uses: stop that "
+                    f"program, or give {self.name} another port with {variable}."
                 )
 
     def wait_until_it_answers(self, stopping: threading.Event | None = None) -> None:
-        """Return when the process answers; raises ``StackError`` when it ends first or takes too long."""
+        """Return when the process answers; raises ``StackError`` if it ends or takes too long."""
         deadline = time.monotonic() + self.patience
         while True:
             if not self.alive:
                 raise StackError(
-                    f"{self.name} ended before it was up; its log says why: {self.log}"
+                    f"{self.name} ended during its start; its log says why: {self.log}"
                 )
             if self.answers():
                 return
             if time.monotonic() > deadline:
                 raise StackError(
-                    f"{self.name} did not answer within {self.patience:.0f} s; see its log: {self.log}"
+                    f"{self.name} did not answer within {self.patience:.0f} s; "
+                    f"see its log: {self.log}"
                 )
             if stopping and stopping.wait(0.1):
                 raise Stopping
             time.sleep(0.1)
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the process itself (not to its children)."""
+        """Send a signal to the process, not to its children."""
         if self.alive and self.popen:
             self.popen.send_signal(number)
 
     def stop(self, force: threading.Event | None = None) -> None:
-        """End the process and its session: SIGTERM, then SIGKILL after the grace or once ``force`` is set."""
+        """Send SIGTERM, then SIGKILL to the session after ``grace`` or once ``force`` is set."""
         deadline = time.monotonic() + self.grace
         self.send(signal.SIGTERM)
         while self.alive and time.monotonic() < deadline and not (force and force.is_set()):
@@ -112,29 +125,28 @@ class Process:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL the process and what it started."""
+        """SIGKILL the process and all processes of its session."""
         if self.popen is None:
             return
         kill_session(self.popen.pid)
         self.popen.wait()
         self.popen = None
-        with contextlib.suppress(
-            OSError
-        ):  # the next run sees by the start that the process has ended
+        # If the pid file stays, the next run sees by the start time that the process has ended.
+        with contextlib.suppress(OSError):
             self.pid_file.unlink()
 
     def wait(self) -> None:
-        """Return when the process itself has ended."""
+        """Return when the process has ended."""
         if self.popen:
             self.popen.wait()
 
     def bound_log(self) -> None:
-        """Move a log that grew too long to ``.log.1``; the process appends to the emptied file.
+        """Copy a log above ``LOG_BYTES`` to ``.log.1`` and empty it; the process appends to it.
 
-        On a full disk the log is emptied without a copy, which makes room.
+        On a full disk the log is emptied without a copy.
         """
         copy = self.log.with_suffix(".log.1")
-        with contextlib.suppress(OSError):  # no log yet, or a disk that takes nothing
+        with contextlib.suppress(OSError):  # no log yet, or a full disk
             if self.log.stat().st_size <= LOG_BYTES:
                 return
             try:
@@ -145,9 +157,9 @@ class Process:
 
 
 def temporary(run_dir: Path) -> dict[str, str]:
-    """Return the variable that keeps temporary files in the run folder, after making their folder.
+    """Create the folder of temporary files and return the variable that points to it.
 
-    It also marks every process of this run folder.
+    The variable also marks every process of this run folder.
     """
     folder = run_dir / "tmp"
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +195,7 @@ def port_is_free(port: int) -> bool:
 
 
 def session(leader: int) -> list[int]:
-    """Return the living processes of the session that this pid leads or led."""
+    """Return the pids of the running processes in the session of this leader, alive or not."""
     found = []
     for pid in psutil.pids():
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
@@ -194,7 +206,10 @@ def session(leader: int) -> list[int]:
 
 
 def kill_session(leader: int) -> int:
-    """SIGKILL a session (Flink's Python workers outlive its leader); returns how many processes."""
+    """SIGKILL a session and return its number of processes.
+
+    The leader may have ended: Flink's Python workers outlive the TaskManager.
+    """
     processes = session(leader)
     for pid in processes:
         with contextlib.suppress(ProcessLookupError):
@@ -203,29 +218,29 @@ def kill_session(leader: int) -> int:
 
 
 def end_orphans(run_dir: Path) -> list[str]:
-    """End the processes that a killed run left behind, and wait for them; returns their names."""
+    """End the processes that a killed run left running; return their names when they have ended."""
     ended = []
     for pid_file in sorted((run_dir / "pids").glob("*")):
         pid, start = read_pid_file(pid_file)
         if is_ours(pid, start, run_dir) and kill_session(pid):
             ended.append(pid_file.name)
             deadline = time.monotonic() + 10
-            while session(pid) and time.monotonic() < deadline:  # until then they hold their ports
+            while session(pid) and time.monotonic() < deadline:  # they still hold their ports
                 time.sleep(0.05)
         pid_file.unlink()
     return ended
 
 
 def read_pid_file(pid_file: Path) -> tuple[int, str]:
-    """Return the pid and the start in it; pid 0 where the file was cut short."""
+    """Return pid and start time of a pid file; the pid is 0 if the file is incomplete."""
     pid, _, start = pid_file.read_text(errors="replace").partition(" ")
     return (int(pid), start) if pid.isdecimal() and start else (0, "")
 
 
 def start_of(pid: int) -> str:
-    """Return this boot and the process's start in it, which no other process with this pid has.
+    """Return the boot's id and the process's start time; with the pid they identify a process.
 
-    The kernel counts the start from the boot, so a clock that is set changes nothing.
+    The kernel counts the start time from the boot, so setting the clock does not change it.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -237,13 +252,13 @@ def start_of(pid: int) -> str:
 
 
 def is_ours(leader: int, start: str, run_dir: Path) -> bool:
-    """Return whether the session that this pid began at this start is still there."""
+    """Return whether the session still exists that this pid began at this start time."""
     if leader <= 1 or boot_of(start) != boot_of(start_of(os.getpid())):
         return False
     try:
         return start_of(leader) == start
     except psutil.NoSuchProcess:
-        # Its children may live on. So may those of a stranger that had the same number since.
+        # Its children may still run. So may those of a later process with the same pid.
         return all(is_marked(pid, run_dir) for pid in session(leader))
 
 
@@ -252,7 +267,7 @@ def boot_of(start: str) -> str:
 
 
 def is_marked(pid: int, run_dir: Path) -> bool:
-    """Return whether this process was started for this run folder, or has ended."""
+    """Return whether the process belongs to this run folder or has ended."""
     try:
         return psutil.Process(pid).environ().get("TMPDIR") == str(run_dir / "tmp")
     except psutil.NoSuchProcess:
@@ -268,7 +283,10 @@ def run_to_end(
     stopping: threading.Event | None = None,
     patience: float = 240.0,
 ) -> tuple[int, str]:
-    """Run a command to its end; returns its exit code and output, which also goes to the log."""
+    """Run a command and return its exit code and output, which is also appended to the log.
+
+    Raises ``Stopping`` once ``stopping`` is set, and ``StackError`` after ``patience`` seconds.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a+b") as out:
         begin = out.seek(0, os.SEEK_END)

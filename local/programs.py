@@ -1,6 +1,5 @@
 """The producer and the page as ``make run`` starts them."""
 
-import http.client
 import sys
 import urllib.error
 import urllib.request
@@ -11,42 +10,34 @@ from settings import Settings
 
 
 def producer(settings: Settings) -> Process:
-    """Return the producer, which replays the digits without end at PRODUCER_RATE."""
+    """Return the producer, which replays the digits at PRODUCER_RATE until it is stopped."""
+    rate = str(settings.producer_rate)
     process = Process(
         name="Producer",
-        argv=[
-            sys.executable,
-            "data_producer.py",
-            "--endless",
-            "--rate",
-            str(settings.producer_rate),
-        ],
+        argv=[sys.executable, "data_producer.py", "--endless", "--rate", rate],
         env=child_environment(settings),
         run_dir=settings.run_dir,
-        answers=lambda: process.alive,
+        check=lambda: process.alive,
     )
     return process
 
 
 def page(settings: Settings) -> Process:
-    """Return the drawing page; it answers before there is a model."""
+    """Return the drawing page, which answers even while there is no model."""
+    address = f"http://{settings.page_host}:{settings.page_port}/healthz"
 
-    def answers() -> bool:
+    def is_up() -> bool:
         try:
-            with urllib.request.urlopen(
-                f"http://{settings.page_host}:{settings.page_port}/healthz", timeout=5
-            ):
+            with urllib.request.urlopen(address, timeout=5):
                 return True
         except urllib.error.HTTPError:
-            return True  # 503: the page is up and says what isn't
-        except (OSError, http.client.HTTPException):
-            return False
+            return True  # 503: the page is up and reports what is not
 
     return Process(
         name="Page",
         argv=[sys.executable, "server.py"],
         env=child_environment(settings),
         run_dir=settings.run_dir,
-        answers=answers,
+        check=is_up,
         ports={settings.page_port: "PAGE_PORT"},
     )

@@ -1,4 +1,4 @@
-"""The whole pipeline on this machine: starts the processes, restarts what dies, stops in order.
+"""The whole pipeline on this machine: processes are started, restarted if they die, and stopped.
 
 python3 local/bootstrap.py -m local.stack run
 """
@@ -32,22 +32,22 @@ from settings import HERE, Settings, one_line, settings
 
 DISK_BYTES = 1_000_000_000
 MADE = ("kafka", "redis", "flink", "checkpoints", "savepoints", "log", "pids", "tmp", "signing.key")
-LOCK = "run.lock"  # if it exists, the names above are make run's own
-STEADY_SECONDS = 90  # a process that dies sooner after a restart waits longer for the next one
+LOCK = "run.lock"  # if it exists, make run created the names above
+STEADY_SECONDS = 90  # after a shorter life, the next restart waits longer
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Run the whole pipeline on this machine, or delete what it made."""
+    """Run the whole pipeline on this machine, or delete its files."""
 
 
 @main.command()
 def run() -> None:
-    """Start everything and keep it up until Ctrl-C; a second Ctrl-C kills at once."""
+    """Run everything until Ctrl-C; a second Ctrl-C kills at once."""
     config = settings()
     stopping, force = threading.Event(), threading.Event()
     signal.signal(signal.SIGINT, lambda *_: force.set() if stopping.is_set() else stopping.set())
-    # A closed terminal and timeout may send these twice, so only Ctrl-C forces the end.
+    # A closed terminal and timeout may send these twice, so only Ctrl-C kills at once.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, lambda *_: stopping.set())
@@ -58,7 +58,7 @@ def run() -> None:
 
 @main.command()
 def clean() -> None:
-    """Delete what make run made in RUN_DIR: model, topics, and a signing key in there."""
+    """Delete what make run created in RUN_DIR: model, topics, checkpoints, logs, signing key."""
     run_dir = settings().run_dir
     with alone(run_dir):
         end_orphans(run_dir)
@@ -68,12 +68,12 @@ def clean() -> None:
 
 @contextmanager
 def alone(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder for this process; raises ``StackError`` where another one does."""
+    """Lock the run folder for this process; raises ``StackError`` if another one has locked it."""
     run_dir.mkdir(parents=True, exist_ok=True)
     foreign = [name for name in MADE if (run_dir / name).exists()]
     if foreign and not (run_dir / LOCK).exists() and run_dir.resolve() != HERE / ".local":
         raise StackError(
-            f"{run_dir} holds a {foreign[0]} that make run did not make: choose an empty RUN_DIR."
+            f"{run_dir} holds a {foreign[0]} that make run did not create: choose an empty RUN_DIR."
         )
     with (run_dir / LOCK).open("a+") as lock:
         try:
@@ -81,8 +81,8 @@ def alone(run_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise StackError(
-                f"make run is running already in {run_dir} (process {lock.read()}): stop it first, or give this "
-                "one a RUN_DIR and ports of its own."
+                f"make run is running already in {run_dir} (process {lock.read()}): "
+                "stop it first, or set another RUN_DIR and other ports."
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -92,7 +92,7 @@ def alone(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def environment_in_use() -> Iterator[None]:
-    """Keep make clean from deleting the environment that this process and its children run in."""
+    """Keep make clean from deleting the environment of this process and its children."""
     local = HERE / ".local"
     local.mkdir(exist_ok=True)
     with (local / "use.lock").open("a") as lock:
@@ -107,7 +107,10 @@ def environment_in_use() -> Iterator[None]:
 
 @dataclass
 class RestartGroup:
-    """Processes that are restarted together when the first of them dies; the others also alone."""
+    """Processes of which all are restarted if the first dies; any other is restarted alone.
+
+    ``next_try``, ``tried_at``: monotonic seconds.
+    """
 
     processes: list[Process]
     restarting: Future | None = None
@@ -125,7 +128,7 @@ class RestartGroup:
         return self.restarting is not None and not self.restarting.done()
 
     def restart(self, stopping: threading.Event) -> None:
-        """Restart the dead processes; on failure ``problem`` says why, and the next try waits longer."""
+        """Restart the dead processes; if that fails, ``problem`` says why and the delay grows."""
         now = time.monotonic()
         self.tries = 1 if now - self.tried_at > STEADY_SECONDS else self.tries + 1
         self.tried_at, self.next_try = now, now + min(30, 2**self.tries)
@@ -146,7 +149,7 @@ class RestartGroup:
 
 
 class LocalStack:
-    """The processes of one run, its job, and the line that shows their state."""
+    """The processes of one run, the job, and the live line."""
 
     def __init__(self, config: Settings, stopping: threading.Event, force: threading.Event) -> None:
         self.config, self.stopping, self.force = config, stopping, force
@@ -171,8 +174,8 @@ class LocalStack:
         self.line = Line(stopping)
 
     def run(self) -> None:
-        """Start, watch until asked to stop, and stop; raises ``StackError`` if it does not start."""
-        # While a process is down the line says so; the client's own warnings would repeat it.
+        """Run everything until asked to stop; raises ``StackError`` if the start fails."""
+        # The live line says what is down. The Kafka client's warnings would only repeat it.
         logging.getLogger("kafka").setLevel(logging.CRITICAL)
         try:
             self.start()
@@ -186,7 +189,7 @@ class LocalStack:
     # -- start -------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start what the job needs side by side, then the job, the producer and the page."""
+        """Start what the job needs, then the job, the producer and the page."""
         began = time.monotonic()
         self.prepare()
         self.start_for_the_job(began)
@@ -206,7 +209,7 @@ class LocalStack:
         self.line.say(f"  Producer and page are up ({seconds:.0f} s)\n\n{self.addresses()}\n")
 
     def start_for_the_job(self, began: float) -> None:
-        """Start what the job needs; ``began`` is the monotonic time that durations count from."""
+        """Start what the job needs, all at once; ``began``: monotonic seconds at the start."""
         needed = [process for group in self.job_needs for process in group.processes]
         for process in needed:
             process.start()
@@ -215,7 +218,7 @@ class LocalStack:
             self.line.say(f"  {process.name} is up ({time.monotonic() - began:.0f} s)")
 
     def prepare(self) -> None:
-        """Check and fetch what the processes need; raises ``StackError``."""
+        """Check disk and ports, end orphans and fetch the jars; raises ``StackError``."""
         config = self.config
         self.check_disk()
         for name in end_orphans(config.run_dir):
@@ -225,7 +228,7 @@ class LocalStack:
             process.check_ports()
         if not fetch.have_jars():
             fetch_jars_apart(self.stopping)
-            self.line.say("  Jars: fetched")
+            self.line.say("  Jars are downloaded")
         make_signing_key(config)
         flink_cluster.write_flink_launcher()
         prune_restore_points(config.run_dir)
@@ -245,6 +248,7 @@ class LocalStack:
             )
 
     def addresses(self) -> str:
+        """Return where everything is, one line each."""
         config = self.config
         topics = ", ".join((config.input_topic, config.predict_topic, config.reject_topic))
         lines = [
@@ -259,7 +263,7 @@ class LocalStack:
     # -- watch -------------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Restart what dies and keep the line up to date, until asked to stop."""
+        """Restart what dies and update the live line, until asked to stop."""
         for target in (self.meter.run, self.poll):
             threading.Thread(target=target, args=(self.stopping,), daemon=True).start()
         with ThreadPoolExecutor(len(self.groups) + 1) as pool:
@@ -269,7 +273,7 @@ class LocalStack:
                 self.line.show(self.meter.text(), self.problems())
 
     def restart_dead(self, pool: ThreadPoolExecutor) -> None:
-        """Begin to restart each group that is down and whose next try is due."""
+        """Begin to restart each group that is down, once its delay is over."""
         for group in self.groups:
             if group.busy or not group.down or time.monotonic() < group.next_try:
                 continue
@@ -288,13 +292,14 @@ class LocalStack:
         try:
             self.job.refresh()
         except OSError:
-            return  # the JobManager is busy; poll() reports one that does not answer at all
+            return  # the JobManager is busy; poll() notices if it does not answer at all
         if self.job.needs_submit and time.monotonic() >= self.next_submit:
             now = time.strftime("%H:%M:%S")
             self.line.say(f"{now} The job: {self.job.problem}; submitting it again")
             self.submitting = pool.submit(self.submit)
 
     def submit(self) -> None:
+        """Submit the job again; the next submission may follow after 15 s."""
         self.next_submit = time.monotonic() + 15
         self.job.problem = "is being submitted"
         try:
@@ -305,7 +310,7 @@ class LocalStack:
             return
 
     def poll(self, stopping: threading.Event) -> None:
-        """Note which running processes do not answer: a stopped or stuck one keeps its port."""
+        """Note every 3 s which running processes do not answer, and bound their logs."""
         while not stopping.wait(3):
             for process in self.processes:
                 if not process.alive or process.answers():
@@ -316,7 +321,7 @@ class LocalStack:
                 process.bound_log()
 
     def problems(self) -> list[str]:
-        """Return what is down right now, one sentence or name each."""
+        """Return what is wrong now, one phrase each."""
         found = [
             self.problem_of(group, process) for group in self.groups for process in group.processes
         ]
@@ -329,6 +334,7 @@ class LocalStack:
         return list(dict.fromkeys(filter(None, found)))
 
     def problem_of(self, group: RestartGroup, process: Process) -> str:
+        """Return what is wrong with a process, or an empty string."""
         if not process.alive:
             return group.problem or f"{process.name} is down"
         if group.busy:
@@ -340,7 +346,7 @@ class LocalStack:
     # -- stop --------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Stop the job with a savepoint, then the running processes in order."""
+        """Stop the producer, the page, the job with a savepoint, then Flink, Kafka and Redis."""
         if any(process.popen for process in self.processes):
             self.line.say("Stopping; press Ctrl-C again to kill at once")
         for process in (self.producer, self.page):
@@ -348,7 +354,9 @@ class LocalStack:
         if self.job.id and self.taskmanager.alive:
             savepoint = self.job.stop(self.force)
             end = "no savepoint; the next run starts from the last checkpoint"
-            self.line.say(f"  Job: {f'stopped with {savepoint.name}' if savepoint else end}")
+            if savepoint:
+                end = f"stopped with {savepoint.name}"
+            self.line.say(f"  Job: {end}")
         for process in (self.taskmanager, self.jobmanager, self.kafka, self.redis):
             self.stop_process(process)
 
@@ -359,7 +367,7 @@ class LocalStack:
 
 
 def fetch_jars_apart(stopping: threading.Event) -> None:
-    """Fetch the jars in a child process, which Ctrl-C ends at once; raises ``StackError``."""
+    """Download the jars in a child process, which Ctrl-C ends at once; raises ``StackError``."""
     code = "from local.stack import show_fetching; show_fetching()"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=HERE, start_new_session=True)
     try:
@@ -371,12 +379,12 @@ def fetch_jars_apart(stopping: threading.Event) -> None:
         process.wait()
     if process.returncode:
         raise StackError(
-            "The jars of Kafka and Flink's connector are not complete; the reason is printed above."
+            "The jars of Kafka and Flink's connector are incomplete; the reason is printed above."
         )
 
 
 def show_fetching() -> None:
-    """Fetch the jars with a progress bar, or exit with a sentence."""
+    """Download the jars with a progress bar; exit with one line if that fails."""
 
     def progress(jars: Iterable, number: int) -> Iterable:
         return tqdm(jars, "  Jars", number, leave=False, disable=None)

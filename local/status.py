@@ -1,4 +1,4 @@
-"""The live line of ``make run``: what it shows, and how a terminal or a pipe gets it."""
+"""The live line of ``make run``: its content, and how it is written to a terminal or a pipe."""
 
 import errno
 import os
@@ -13,11 +13,11 @@ from loop.model_store import Meta, ModelStore, StoreError
 from loop.scores import SamplesPerSecond
 from settings import Settings
 
-REPEAT_SECONDS = 10  # between two lines where there is no terminal
+REPEAT_SECONDS = 10  # between two lines if the output is no terminal
 
 
 class Meter:
-    """What the live line shows, read from Redis once a second."""
+    """The model's figures for the live line, read from Redis once a second."""
 
     def __init__(self, config: Settings) -> None:
         self.store = ModelStore(config)
@@ -34,7 +34,7 @@ class Meter:
                 self.problem = f"the model can't be read ({error})"
             except StoreError as error:
                 self.problem = str(error)
-            except ValueError as error:  # another program wrote the field
+            except ValueError as error:  # a field that another program wrote
                 self.problem = f"the model can't be read ({error})"
             else:
                 self.problem = ""
@@ -53,14 +53,16 @@ class Meter:
         return (
             f"{self.meta.samples:,} samples learned, accuracy {accuracy} (last 100: {recent}, "
             f"new samples: {new}), "
-            f"model version {self.meta.version:,}, {self.rate.value():.1f} samples/s, {self.meta.rejected:,} rejected"
+            f"model version {self.meta.version:,}, {self.rate.value():.1f} samples/s, "
+            f"{self.meta.rejected:,} rejected"
         )
 
 
 class Line:
-    """The live line: overwritten on a terminal, elsewhere printed every ten seconds or at a change.
+    """The live line.
 
-    When the output is closed (a closed terminal, ``make run | head``), it sets ``stopping``.
+    On a terminal it is overwritten; elsewhere it is printed every ten seconds and when the problems
+    change. If the output is closed (a closed terminal, ``make run | head``), it sets ``stopping``.
     """
 
     def __init__(self, stopping: threading.Event) -> None:
@@ -70,7 +72,7 @@ class Line:
         self.problems: list[str] = []
 
     def say(self, text: str) -> None:
-        """Print lines that stay."""
+        """Print lines that are not overwritten."""
         self.write("\r\033[K" * self.terminal + text + "\n")
 
     def show(self, text: str, problems: list[str]) -> None:
@@ -83,13 +85,14 @@ class Line:
             self.printed_at, self.problems = time.monotonic(), problems
 
     def write(self, text: str) -> None:
+        """Write to the output; an output that nobody reads any more sets ``stopping``."""
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.EIO):
                 self.stopping.set()
-                # The text stays in the buffer and would fail again, at the latest at the exit.
+                # The text stays in the buffer and would fail again, at the exit if not before.
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, sys.stdout.fileno())
                 os.close(nowhere)

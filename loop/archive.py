@@ -16,7 +16,7 @@ from types import ModuleType
 from settings import HERE
 
 PACKAGES = ("loop", "learners")
-MODULES = ("settings.py", "udf_model.py")
+MODULES = ("settings.py", "paths.py", "udf_model.py")
 
 
 def write_archive(path: Path, names: Iterable[str]) -> Path:

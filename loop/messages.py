@@ -1,7 +1,8 @@
-"""What goes over the wire: a sample as one JSON object, parsed and checked a batch at a time.
+"""The message format: a sample as one JSON object, parsed and checked a batch at a time.
 
-A batch whose messages are all plain is parsed at once; what can't be proven good so is halved until the bad messages
-stand alone, and those are judged one by one, with a reason. Both ways give the same verdict.
+A batch whose messages are all plain is parsed at once. Any other batch is halved until at most
+eight messages remain, and those are judged one by one, with a reason. Both ways give the same
+verdict.
 """
 
 import base64
@@ -14,6 +15,7 @@ from functools import cached_property
 from importlib import import_module
 from itertools import chain
 from operator import itemgetter
+from typing import Any, TypeGuard
 
 import numpy as np
 import orjson
@@ -26,34 +28,28 @@ MAX_MESSAGE_BYTES = 1_000_000  # the longest message that the project's own send
 MAX_RECORD_BYTES = MAX_MESSAGE_BYTES + 48_588
 MAX_SAMPLE_BYTES = 65_536  # a good sample: it goes out again with more fields, and must fit there
 MAX_REJECTED_BYTES = 700_000  # base64 of this, with a reason, stays below MAX_MESSAGE_BYTES
-ADDED = (
-    "predict_y",
-    "model_version",
-    "partition",
-    "offset",
-    "replayed",
-)  # fields that the job writes itself
+# Fields that the job writes itself.
+ADDED = ("predict_y", "model_version", "partition", "offset", "replayed")
 MAX_DEPTH = 254  # levels of lists and objects in a message; orjson reads more than it can write
+ONE_BY_ONE = 8  # messages that are no longer halved
 UNFORESEEN = "unforeseen"  # the code of a message on which the parser itself fails
 
 MOVED = {"messages:DIGITS": "loop.messages:DIGITS"}  # the name before 0.2.0
 
 _REQUIRED = itemgetter("ts", "x", "actual_y")
 _READ = ("ts", "x", "actual_y", "source")  # fields that the job reads
-_READ_QUOTED, _ADDED_QUOTED = (
-    [b'"%b"' % name.encode() for name in names] for names in (_READ, ADDED)
-)
+_READ_QUOTED = [b'"%b"' % name.encode() for name in _READ]
+_ADDED_QUOTED = [b'"%b"' % name.encode() for name in ADDED]
 _STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
-_MARK = re.compile(
-    _STRING + rb'|\[[^][{}"]*\]|[][{},]'
-)  # a list of numbers is one mark, to be fast
+# A list of numbers is one mark, to be fast.
+_MARK = re.compile(_STRING + rb'|\[[^][{}"]*\]|[][{},]')
 _NAME = re.compile(rb"\s*(" + _STRING + rb")")
 
 log = logging.getLogger(__name__)
 
 
 class BadMessageError(ValueError):
-    """A message that is no sample: ``code`` groups it in metrics, the text says why in a sentence."""
+    """A message that is not a sample; ``code`` groups it in metrics, the text is a sentence."""
 
     def __init__(self, code: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -64,9 +60,10 @@ class BadMessageError(ValueError):
 class Parsed:
     """A batch after parsing; rows of ``X`` belong, in order, to the places where ``good`` is true.
 
-    ``X``: float64 (samples, n_features). ``y``: int64 (samples,). ``good``: bool (messages,). ``documents``: each good
-    message as it was written, one JSON object in bytes that ends in its own brace, without ``ADDED``. ``sources``: its
-    ``source`` field or None. ``reasons``: the error of each bad message by its place in the batch.
+    ``X``: float64 (samples, n_features). ``y``: int64 (samples,). ``good``: bool (messages,).
+    ``documents``: each good message as it was written, without ``ADDED``: one JSON object in bytes,
+    which ends in its own brace. ``sources``: its ``source`` field or None. ``reasons``: the error
+    of each bad message by its place in the batch.
     """
 
     X: np.ndarray
@@ -79,10 +76,11 @@ class Parsed:
 
 @dataclass(frozen=True)
 class Format:
-    """A message of the form ``{"ts": text, "x": [n_features numbers in low..high], "actual_y": 0..n_classes-1}``.
+    """The format ``{"ts": text, "x": [numbers], "actual_y": number}`` of one stream's messages.
 
-    ``whole`` numbers must be written without a decimal point. ``source`` (text) is optional; other fields are carried
-    along as they are written, to the byte.
+    ``x`` holds ``n_features`` numbers in ``low``..``high``; ``whole`` numbers must be written
+    without a decimal point. ``actual_y`` is in 0..``n_classes`` - 1. ``source`` (text) is optional.
+    Other fields go out byte for byte as they came in.
     """
 
     n_features: int
@@ -110,7 +108,7 @@ class Format:
         """Parse a batch of raw messages; never raises for what a message holds."""
         try:
             return self._parse(payloads)
-        except MemoryError:  # is no message's fault
+        except MemoryError:  # no message is to blame
             raise
         except Exception:
             log.exception(
@@ -121,59 +119,70 @@ class Format:
     def _parse(self, payloads: Sequence[bytes | None]) -> Parsed:
         if not payloads:
             return _join([], self.n_features)
-        plain = None not in payloads and max(map(len, payloads)) <= MAX_SAMPLE_BYTES  # type: ignore[arg-type]
-        parsed = self._parse_at_once(payloads) if plain else None  # type: ignore[arg-type]
-        if parsed is not None:
-            return parsed
-        if len(payloads) <= 8:
+        if _are_short(payloads):
+            parsed = self._parse_at_once(payloads)
+            if parsed is not None:
+                return parsed
+        if len(payloads) <= ONE_BY_ONE:
             return self._parse_one_by_one(payloads)
         half = len(payloads) // 2
         return _join([self._parse(payloads[:half]), self._parse(payloads[half:])], self.n_features)
 
     def _parse_at_once(self, payloads: Sequence[bytes]) -> Parsed | None:
-        """Return the batch if each message is proven to be one good sample of known fields only, else None."""
+        """Return the batch if every message is proven to be a good sample of known fields.
+
+        Each check that passes proves for every message what ``_judge`` would find, so a batch that
+        is returned has no bad message in it. A check that can't prove this for the whole batch
+        returns None, which rejects nothing: ``_judge`` then decides.
+        """
         text = b"\n".join(payloads)
-        if b"\\" in text or any(
-            text.count(b'"%b"' % name) != len(payloads) for name in (b"ts", b"x", b"actual_y")
-        ):
-            return None  # only with escapes can a name be written otherwise, and none stands twice
+        if not _names_appear_once(text, len(payloads)) or not _end_in_braces(payloads):
+            return None
         try:
             messages = list(map(orjson.loads, payloads))
-            ts, lists, labels = zip(*map(_REQUIRED, messages), strict=True)
+            times, lists, labels = zip(*map(_REQUIRED, messages), strict=True)
         except (orjson.JSONDecodeError, KeyError, TypeError):
             return None
-        types = [{*map(type, values)} for values in (ts, lists, labels)]
-        if types != [{str}, {list}, {int}] or {payload[-1:] for payload in payloads} != {b"}"}:
+        if not _all_are(str, times):
             return None
-        if {*map(len, lists)} != {self.n_features} or not (
-            min(labels) >= 0 and max(labels) < self.n_classes
-        ):
+        sources = _sources(messages, text)
+        X = self._numbers(lists, text)
+        y = self._labels(labels)
+        if sources is None or X is None or y is None:
             return None
-        sources: list[str | None] | None = (
-            [None] * len(payloads)
-            if {*map(len, messages)} == {3}
-            else _sources(messages, text.count(b'"source"'))
-        )
-        X = self._numbers(lists, b"true" in text or b"false" in text)
-        if X is None or sources is None or not (X.min() >= self.low and X.max() <= self.high):
-            return None
-        y = np.array(labels, dtype=np.int64)
-        return Parsed(
-            X.astype(np.float64), y, np.ones(len(payloads), bool), list(payloads), sources
-        )
+        good = np.ones(len(payloads), bool)
+        return Parsed(X, y, good, list(payloads), sources)
 
-    def _numbers(self, lists: Sequence[list], maybe_bools: bool) -> np.ndarray | None:
-        """Return the lists as (messages, n_features), if all they hold is numbers of the right kind."""
-        if self.whole and self.low >= 0 and self.high <= 255 and not maybe_bools:
-            try:  # bytes of whole numbers 0..255 are read four times as fast as np.array reads their lists
-                return np.frombuffer(b"".join(map(bytes, lists)), np.uint8).reshape(
-                    -1, self.n_features
-                )
-            except (TypeError, ValueError):
-                return None
-        if {*map(type, chain.from_iterable(lists))} <= ({int} if self.whole else {int, float}):
-            return np.array(lists, dtype=np.float64)
-        return None
+    def _numbers(self, lists: Sequence[Any], text: bytes) -> np.ndarray | None:
+        """Return the lists as float64 (messages, n_features), or None for any other values.
+
+        ``text`` holds the messages as they were written.
+        """
+        if not _all_are(list, lists) or {*map(len, lists)} != {self.n_features}:
+            return None
+        has_bools = b"true" in text or b"false" in text
+        in_bytes = self._fits_in_bytes() and not has_bools
+        X = _bytes_of(lists) if in_bytes else self._floats_of(lists)
+        if X is None or not (X.min() >= self.low and X.max() <= self.high):
+            return None
+        return X.reshape(-1, self.n_features).astype(np.float64, copy=False)
+
+    def _fits_in_bytes(self) -> bool:
+        return self.whole and self.low >= 0 and self.high <= 255
+
+    def _floats_of(self, lists: Sequence[list]) -> np.ndarray | None:
+        """Return all values as float64 if each is a number of the right kind."""
+        allowed = {int} if self.whole else {int, float}
+        kinds = set(map(type, chain.from_iterable(lists)))
+        return np.array(lists, dtype=np.float64) if kinds <= allowed else None
+
+    def _labels(self, labels: Sequence[Any]) -> np.ndarray | None:
+        """Return the labels as int64 (messages,), or None for any other values."""
+        if not _all_are(int, labels):
+            return None
+        if not (min(labels) >= 0 and max(labels) < self.n_classes):
+            return None
+        return np.array(labels, dtype=np.int64)
 
     def _parse_one_by_one(self, payloads: Sequence[bytes | None]) -> Parsed:
         good = np.zeros(len(payloads), bool)
@@ -198,53 +207,51 @@ class Format:
         return Parsed(X, np.array(labels, dtype=np.int64), good, documents, sources, reasons)
 
     def _judge(self, payload: bytes | None) -> tuple[dict, bytes]:
-        """Return the message as a dict and as a document, or raise ``BadMessageError``."""
+        """Return the message as a dict and as a document; raises ``BadMessageError``."""
         message, document = _json_object(payload)
         for name in ("ts", "x", "actual_y"):
             if name not in message:
                 raise BadMessageError("missing_field", f'The field "{name}" is missing.')
         for name in ("ts", "source"):
             if not isinstance(message.get(name, ""), str):
-                raise BadMessageError(
-                    "wrong_type", f'"{name}" must be text, not {_kind(message[name])}.'
-                )
-        x, y = message["x"], message["actual_y"]
+                kind = _kind(message[name])
+                raise BadMessageError("wrong_type", f'"{name}" must be text, not {kind}.')
+        self._judge_numbers(message["x"])
+        self._judge_label(message["actual_y"])
+        return message, document
+
+    def _judge_numbers(self, x: object) -> None:
+        n = self.n_features
         if not isinstance(x, list):
-            raise BadMessageError(
-                "wrong_type", f'"x" must be a list of {self.n_features} numbers, not {_kind(x)}.'
-            )
-        if len(x) != self.n_features:
-            raise BadMessageError(
-                "wrong_length", f'"x" must hold {self.n_features} numbers, it holds {len(x)}.'
-            )
+            sentence = f'"x" must be a list of {n} numbers, not {_kind(x)}.'
+            raise BadMessageError("wrong_type", sentence)
+        if len(x) != n:
+            sentence = f'"x" must hold {n} numbers, it holds {len(x)}.'
+            raise BadMessageError("wrong_length", sentence)
         allowed = (int,) if self.whole else (int, float)
+        number = "a whole number" if self.whole else "a number"
         for i, value in enumerate(x):
             if type(value) not in allowed:  # a bool is an int to isinstance
-                wanted = "a whole number" if self.whole else "a number"
-                raise BadMessageError(
-                    "wrong_type", f'"x"[{i}] must be {wanted}, not {_kind(value)}.'
-                )
+                sentence = f'"x"[{i}] must be {number}, not {_kind(value)}.'
+                raise BadMessageError("wrong_type", sentence)
             if not self.low <= value <= self.high:
-                raise BadMessageError(
-                    "out_of_range",
-                    f'"x"[{i}] must be in {self.low}..{self.high}, not {value!r:.40}.',
-                )
+                sentence = f'"x"[{i}] must be in {self.low}..{self.high}, not {value!r:.40}.'
+                raise BadMessageError("out_of_range", sentence)
+
+    def _judge_label(self, y: object) -> None:
         if type(y) is not int:
-            raise BadMessageError(
-                "wrong_type", f'"actual_y" must be a whole number, not {_kind(y)}.'
-            )
+            sentence = f'"actual_y" must be a whole number, not {_kind(y)}.'
+            raise BadMessageError("wrong_type", sentence)
         if not 0 <= y < self.n_classes:
-            raise BadMessageError(
-                "out_of_range", f'"actual_y" must be in 0..{self.n_classes - 1}, not {y!r:.40}.'
-            )
-        return message, document
+            sentence = f'"actual_y" must be in 0..{self.n_classes - 1}, not {y!r:.40}.'
+            raise BadMessageError("out_of_range", sentence)
 
 
 DIGITS = Format(n_features=64, low=0, high=16, n_classes=10)
 
 
 def load_format(name: str) -> Format:
-    """Return the format that ``module:name`` names; raises ``SettingsError`` naming what can't be found."""
+    """Return the format that ``module:name`` names; raises ``SettingsError`` if there is none."""
     module, _, attribute = MOVED.get(name, name).partition(":")
     try:
         found = getattr(import_module(module), attribute)
@@ -267,7 +274,10 @@ def predictions(
     offsets: Sequence[int],
     replayed: Sequence[bool],
 ) -> list[bytes]:
-    """Return good messages, each with the job's fields added to its end; ``version`` made all the predictions."""
+    """Return good messages, each with the job's fields added at its end.
+
+    ``version`` is the model's that made all the predictions, None before there is a model.
+    """
     number = b"null" if version is None else b"%d" % version
     guesses = {
         guess: b',"predict_y":%b,"model_version":%b'
@@ -285,7 +295,10 @@ def predictions(
 
 
 def reject(payload: bytes | None, reason: str, partition: int, offset: int) -> bytes:
-    """Return what goes to the reject topic; a payload over ``MAX_REJECTED_BYTES`` is cut, and the reason says so."""
+    """Return the record for the reject topic.
+
+    A payload over ``MAX_REJECTED_BYTES`` is cut, and the reason says so.
+    """
     if payload is not None and len(payload) > MAX_REJECTED_BYTES:
         reason += f" The payload of {len(payload)} bytes is cut to its first {MAX_REJECTED_BYTES}."
         payload = payload[:MAX_REJECTED_BYTES]
@@ -295,13 +308,56 @@ def reject(payload: bytes | None, reason: str, partition: int, offset: int) -> b
     )
 
 
-def _sources(messages: list[dict], named: int) -> list[str | None] | None:
-    """Return each message's source, None for all unless it is the only further field, a text, and stands once."""
-    sources = [message.get("source") for message in messages]
+def _are_short(payloads: Sequence[bytes | None]) -> TypeGuard[Sequence[bytes]]:
+    """Return whether each message has a value that is short enough for a sample."""
+    return None not in payloads and max(map(len, payloads)) <= MAX_SAMPLE_BYTES  # type: ignore[arg-type]
+
+
+def _names_appear_once(text: bytes, n_messages: int) -> bool:
+    """Return whether each required name is written as often as there are messages.
+
+    Without escapes a name can be written in one way only. As each message is known to have each
+    field, none has one twice.
+    """
+    if b"\\" in text:
+        return False
+    return all(text.count(name) == n_messages for name in (b'"ts"', b'"x"', b'"actual_y"'))
+
+
+def _end_in_braces(payloads: Sequence[bytes]) -> bool:
+    """Return whether nothing follows the object, so that fields can be added at its end."""
+    return {payload[-1:] for payload in payloads} == {b"}"}
+
+
+def _all_are(kind: type, values: Sequence[object]) -> bool:
+    """Return whether all values have exactly this type; a bool is not an int here."""
+    return {*map(type, values)} == {kind}
+
+
+def _sources(messages: list[dict], text: bytes) -> list[str | None] | None:
+    """Return each message's source, or None unless it is the only further field and a text.
+
+    ``text`` holds the messages as they were written. It must name each source once.
+    """
     further = sum(map(len, messages)) - 3 * len(messages)
-    if further != named or {type(s) for s in sources if s is not None} != {str}:
+    if not further:
+        return [None] * len(messages)
+    sources = [message.get("source") for message in messages]
+    given = [source for source in sources if source is not None]
+    if not _all_are(str, given):
         return None
-    return sources if sum(s is not None for s in sources) == named else None
+    return sources if len(given) == further == text.count(b'"source"') else None
+
+
+def _bytes_of(lists: Sequence[list]) -> np.ndarray | None:
+    """Return all values as uint8, or None unless they are whole numbers in 0..255.
+
+    This is four times as fast as ``np.array``. It takes bools for numbers.
+    """
+    try:
+        return np.frombuffer(b"".join(map(bytes, lists)), np.uint8)
+    except (TypeError, ValueError):
+        return None
 
 
 def _json_object(payload: bytes | None) -> tuple[dict, bytes]:
@@ -318,7 +374,7 @@ def _json_object(payload: bytes | None) -> tuple[dict, bytes]:
         payload.decode()
     except UnicodeDecodeError as error:
         raise BadMessageError(
-            "not_utf8", f"The message is not UTF-8: byte {error.start} can't be read."
+            "not_utf8", f"The message is not UTF-8: byte {error.start} can't be decoded."
         ) from error
     try:
         message = orjson.loads(payload)
@@ -332,7 +388,10 @@ def _json_object(payload: bytes | None) -> tuple[dict, bytes]:
 
 
 def _document(payload: bytes) -> bytes:
-    """Return an object as it is written, without ``ADDED``; raises for a field of ours that stands twice, or nesting."""
+    """Return an object as it is written, without ``ADDED``.
+
+    Raises ``BadMessageError`` if a field that the job reads appears twice, or for deep nesting.
+    """
     levels = payload.count(b"[") + payload.count(b"{")
     twice = any(payload.count(name) > 1 for name in _READ_QUOTED)
     added = any(name in payload for name in _ADDED_QUOTED)
@@ -340,16 +399,18 @@ def _document(payload: bytes) -> bytes:
         return payload.rstrip()
     members = _members(payload)
     names = [orjson.loads(_NAME.match(member)[1]) for member in members]  # type: ignore[index]
-    for name in _READ:  # orjson keeps the last of two fields of one name without a word
+    for name in _READ:  # orjson silently keeps the last of two fields of one name
         if names.count(name) > 1:
-            raise BadMessageError("duplicate_field", f'The field "{name}" stands more than once.')
+            raise BadMessageError("duplicate_field", f'The field "{name}" appears more than once.')
     kept = [member for name, member in zip(names, members, strict=True) if name not in ADDED]
     return payload.rstrip() if len(kept) == len(members) else b"{" + b",".join(kept) + b"}"
 
 
 def _members(text: bytes) -> list[bytes]:
-    """Return the outermost members of a JSON object, known to be valid, as they are written."""
-    depth, start, members = 0, 0, []
+    """Return the outermost members of a valid JSON object as they are written."""
+    members = []
+    depth = 0
+    start = 0  # of the member that is read
     for mark in _MARK.finditer(text):
         kind = mark[0]
         if kind[:1] in b"{[":
@@ -366,7 +427,10 @@ def _members(text: bytes) -> list[bytes]:
 
 
 def _unforeseen(error: Exception) -> BadMessageError:
-    """Return the reject of a message on which the parser itself failed; its cause keeps the stack trace."""
+    """Return the reject of a message on which the parser itself failed.
+
+    Its cause keeps the stack trace.
+    """
     bad = BadMessageError(UNFORESEEN, f"The parser fails on this message: {error!a:.200}.")
     bad.__cause__ = error
     return bad

@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from harness.stack import FLINK, Stack
 from harness.stack import chromium as find_chromium
@@ -21,6 +22,11 @@ LONGEST = (
     "test_page.py",
 )
 LAYERS = ("e2e", "integration", "unit")
+
+# How long an example takes depends on what else the machine does: Hypothesis' limits of 200 ms for
+# one example and of 1 s for drawing the first ten are no promise of this project.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,9 +1,9 @@
-"""Two DAGs: ``ad_inventory_initialise`` once, ``ad_inventory_daily`` at noon UTC for the day before.
+"""Airflow DAGs: ``ad_inventory_initialise`` once, ``ad_inventory_daily`` for each day.
 
-The tasks call the same commands that a person does, in the project's own environment: Airflow has one of its own. At
-noon UTC the day before is over in every time zone. The run then waits for the day's file; where none comes, it
-forecasts without that day, so that later days go on. A file that comes later is learned with ``update --day``, and
-the days after it again, each in turn.
+The tasks call the forecast's commands in the project's environment; Airflow has another one. The
+daily DAG runs at noon UTC, when the day before is over in every time zone, and waits for that
+day's file. If none comes, it forecasts without that day, so that later days continue. Learn a file
+that comes later with ``update --day``, then each day after it again.
 """
 
 import os
@@ -32,7 +32,7 @@ def command(arguments: str, task_id: str = "", trigger_rule: str = "all_success"
 
 
 def has_come(day: str) -> bool:
-    """Return whether the file of a day is there."""
+    """Return whether the day's file is there."""
     return (LOG / f"day={day}.parquet").exists()
 
 
@@ -42,9 +42,9 @@ with DAG("ad_inventory_initialise", schedule=None, default_args=RETRIES, tags=["
 with DAG(
     "ad_inventory_daily",
     schedule="0 12 * * *",  # midnight of UTC-12, the last zone to end a day
-    start_date=datetime(2023, 1, 1),  # before any data: a run before it would do nothing
+    start_date=datetime(2023, 1, 1),  # before any data; Airflow skips runs before this date
     catchup=False,
-    max_active_runs=1,  # a day builds on the one before; none depends on the past run's success
+    max_active_runs=1,  # each day needs the one before; a failed run does not stop the next
     default_args=RETRIES,
     tags=["forecast"],
 ):
@@ -53,7 +53,7 @@ with DAG(
         task_id="wait",
         python_callable=has_come,
         op_args=[day],
-        mode="reschedule",  # holds no worker between two looks
+        mode="reschedule",  # holds no worker between two checks
         poke_interval=timedelta(minutes=5),
         timeout=timedelta(hours=20),  # before the next run begins
         soft_fail=True,

@@ -1,4 +1,5 @@
-# Bash reads this before pyflink-udf-runner.sh, which quotes no path: with this, a path may hold blanks.
-unset BASH_ENV # not for the bash that a learner may start
+# Bash reads this file before pyflink-udf-runner.sh, which does not quote paths.
+# It lets them contain blanks.
+unset BASH_ENV # a bash that a learner starts must not read this file
 IFS=$'\n'
 set -f

@@ -268,7 +268,7 @@ def test_a_part_that_cannot_start_is_one_sentence_with_its_log(made):
     made.start()
     assert made.process.wait(UP) != 0
     last = [line for line in made.said().splitlines() if not line.startswith("make: ")][-1]
-    assert re.match(r"make run: Redis ended before it was up; its log says why: .*redis\.log", last)
+    assert re.match(r"make run: Redis ended during its start; its log says why: .*redis\.log", last)
     assert "Traceback" not in made.said()
     made.left_nothing()
 

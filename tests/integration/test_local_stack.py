@@ -112,7 +112,8 @@ def test_a_jar_that_is_not_the_locked_one_is_refused(tmp_path, monkeypatch):
 def test_a_first_run_without_a_network_is_one_sentence(tmp_path):
     (tmp_path / "local").mkdir()
     shutil.copy(HERE / "local" / "bootstrap.py", tmp_path / "local")
-    shutil.copy(HERE / "requirements.txt", tmp_path)
+    for name in ("paths.py", "requirements.txt"):
+        shutil.copy(HERE / name, tmp_path)
     nowhere = {
         "PIP_INDEX_URL": "http://127.0.0.1:9/",
         "PIP_FIND_LINKS": "",

@@ -214,8 +214,8 @@ def test_a_repaired_reject_is_sent_as_the_object_or_text_that_it_is():
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"not json", "no JSON object"),
-        (b"[]", "no JSON object"),
+        (b"not json", "not a JSON object"),
+        (b"[]", "not a JSON object"),
         (orjson.dumps({"message": GOOD.decode()}), "partition and offset"),
         (b'{"partition":1,"offset":5}', 'no "message"'),
         (b'{"partition":1,"offset":5,"message":{"x":1}}', '"ts" is missing'),
@@ -234,9 +234,9 @@ def test_what_is_not_good_yet_is_not_sent_and_says_why(line, reason):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--count", "5", "--endless"], "--count goes with neither"),
-        (["--follow"], "--follow goes with --show"),
-        (["--show", "t", "--save-rejects", "f"], "one at a time"),
+        (["--count", "5", "--endless"], "--count can't be used with"),
+        (["--follow"], "--follow needs --show"),
+        (["--show", "t", "--save-rejects", "f"], "Use only one of"),
         (["--rate", "0"], "--rate"),
         (["--count", "0"], "--count"),
         (["--replay-rejects", "no-such-file"], "does not exist"),

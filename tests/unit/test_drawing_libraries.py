@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from page import drawing
-from page import svg as drawing_svg
+from page import drawing, paths
 from page.drawing import DrawingError, features
 from page.ink import SHARE, inside_of
 from page.svg import read_svg
@@ -347,9 +346,9 @@ def test_any_drawing_is_answered_within_100_ms(name):
 
 def test_svglib_and_reportlab_read_and_draw_what_is_no_polyline(monkeypatch):
     read, drew = [], []
-    render, canvas = drawing_svg.SvgRenderer.render, drawing.renderPM.PMCanvas
+    render, canvas = paths.SvgRenderer.render, drawing.renderPM.PMCanvas
     monkeypatch.setattr(
-        drawing_svg.SvgRenderer, "render", lambda self, tree: read.append(1) or render(self, tree)
+        paths.SvgRenderer, "render", lambda self, tree: read.append(1) or render(self, tree)
     )
     monkeypatch.setattr(
         drawing.renderPM,

@@ -12,7 +12,7 @@ import pytest
 
 from forecast import baselines, calendar_us, daily, scoring, store, v5
 from forecast.features import Features, trailing_sum
-from forecast.series import BadInput, Series, clean, load, local_slots, to_local
+from forecast.series import InputError, Series, clean, load, local_slots, to_local
 from forecast.simulate import Operator, positives, simulate, write_log
 
 NEW_YORK = "America/New_York"
@@ -163,7 +163,7 @@ def test_rows_out_of_order_and_of_another_offset_are_the_same_series(tmp_path):
 )
 def test_a_file_that_is_no_series_is_one_sentence(make, zones, sentence, tmp_path):
     make(tmp_path / "log.csv")
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         load(tmp_path / "log.csv", zones)
 
 
@@ -310,11 +310,11 @@ def test_every_hour_of_the_next_90_days_is_forecast_once(published):
 
 def test_a_day_without_its_file_or_without_its_yesterday_is_refused_with_a_sentence(published):
     where, later = published
-    with pytest.raises(BadInput, match="nothing was published for the day before"):
+    with pytest.raises(InputError, match="nothing was published for the day before"):
         daily.update(where, later[3] + timedelta(days=3))
     moved = where.day(later[0]).rename(where.root / "away.parquet")
     try:
-        with pytest.raises(BadInput, match="--lost"):
+        with pytest.raises(InputError, match="--lost"):
             daily.update(where, later[0])
         lost = daily.update(where, later[0], lost=True)
         assert lost.manifest["kept"]

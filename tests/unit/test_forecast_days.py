@@ -15,7 +15,7 @@ import pytest
 
 from forecast import completeness, daily, store, v5
 from forecast.features import Features
-from forecast.series import KEYS, BadInput, Series, clean, load, read_outages, read_table
+from forecast.series import KEYS, InputError, Series, clean, load, read_outages, read_table
 from forecast.simulate import Operator, simulate, write_log
 
 HOURS = pd.date_range("2026-03-01", periods=24 * 12, freq="h", tz="UTC")
@@ -128,7 +128,7 @@ def test_an_outage_knows_its_region_whatever_type_it_has(tmp_path):
     for rows in (known[:1], known[1:]):
         assert (~load(tmp_path / "log.parquet", "UTC", rows).observed).sum() == 2
     ROWS.to_parquet(tmp_path / "outages.parquet")
-    with pytest.raises(BadInput, match="holds no outages"):
+    with pytest.raises(InputError, match="holds no outages"):
         read_outages(tmp_path / "outages.parquet")
 
 
@@ -228,7 +228,7 @@ def test_a_day_cut_short_is_refused_unless_lost_or_forced(cut, fresh):
     where, later = fresh
     before = store.current(where.published).folder
     rewrite(where, later[0], CUTS[cut])
-    with pytest.raises(BadInput, match=r"looks cut short.*--force.*--lost"):
+    with pytest.raises(InputError, match=r"looks cut short.*--force.*--lost"):
         daily.update(where, later[0])
     assert store.current(where.published).folder == before
     if cut in ("no row", "until 15:00 UTC"):
@@ -258,7 +258,7 @@ def test_a_history_whose_last_day_is_cut_short_is_refused(fresh):
     region = history["region"].iloc[0]
     cut = pd.Timestamp(later[0], tz="UTC") - pd.Timedelta(hours=12)
     history[(history["region"] != region) | (history["timestamp"] < cut)].to_parquet(where.history)
-    with pytest.raises(BadInput, match="cut short on its last day: region"):
+    with pytest.raises(InputError, match="cut short on its last day: region"):
         daily.initialise(where)
 
 
@@ -268,7 +268,7 @@ def test_a_history_too_short_to_learn_from_is_one_sentence(days, fresh):
     history = pd.read_parquet(where.history)
     from_ = pd.Timestamp(later[0], tz="UTC") - pd.Timedelta(days=days)
     history[history["timestamp"] >= from_].to_parquet(where.history)
-    with pytest.raises(BadInput, match="a first training needs more than 120"):
+    with pytest.raises(InputError, match="a first training needs more than 120"):
         daily.initialise(where)
 
 
@@ -372,7 +372,7 @@ def test_a_missing_or_broken_list_of_zones_is_one_sentence(fresh):
     where, _ = fresh
     for text in ("", "{}", "[]"):
         where.operator.write_text(text)
-        with pytest.raises(BadInput, match="holds no time zones"):
+        with pytest.raises(InputError, match="holds no time zones"):
             daily.initialise(where)
 
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from harness.stack import free_port, until
-from local import brokers, flink_cluster
+from local import brokers, fetch, flink_cluster
 from local.bootstrap import included
 from local.environment import child_environment, make_signing_key
 from local.job import KEPT, Job, prune_restore_points, reason, restore_points, skip_restore_points
@@ -37,7 +37,7 @@ FAMILY = [
 
 def part(run_dir: Path, *argv: str, **given) -> Process:
     return Process(
-        "Sleeper", list(argv), dict(os.environ), run_dir, **{"answers": lambda: True, **given}
+        "Sleeper", list(argv), dict(os.environ), run_dir, **{"check": lambda: True, **given}
     )
 
 
@@ -70,15 +70,15 @@ def test_a_port_is_taken_also_by_a_server_on_every_address():
 
 
 def test_a_part_that_ends_before_it_is_up_is_named_with_its_log(tmp_path):
-    broken = part(tmp_path, "bash", "-c", "echo no such thing; exit 3", answers=lambda: False)
+    broken = part(tmp_path, "bash", "-c", "echo no such thing; exit 3", check=lambda: False)
     broken.start()
-    with pytest.raises(StackError, match=r"Sleeper ended before it was up.*sleeper\.log"):
+    with pytest.raises(StackError, match=r"Sleeper ended during its start.*sleeper\.log"):
         broken.wait_until_it_answers()
     assert broken.log.read_text() == "no such thing\n"
 
 
 def test_a_part_that_never_answers_is_named_with_its_log(tmp_path):
-    mute = part(tmp_path, "sleep", "600", answers=lambda: False, patience=0.3)
+    mute = part(tmp_path, "sleep", "600", check=lambda: False, patience=0.3)
     mute.start()
     with pytest.raises(StackError, match=r"Sleeper did not answer.*sleeper\.log"):
         mute.wait_until_it_answers()
@@ -273,14 +273,26 @@ def test_the_line_shows_samples_a_second_of_the_last_ten_seconds(tmp_path):
 
 
 def test_what_dies_at_once_again_waits_longer(tmp_path):
-    group = RestartGroup([part(tmp_path, "true", answers=lambda: False)])
+    group = RestartGroup([part(tmp_path, "true", check=lambda: False)])
     stopping, _ = stop_events()
     waits = []
     for _ in range(3):
         group.restart(stopping)
         waits.append(group.next_try - group.tried_at)
-    assert "ended before it was up" in group.problem
+    assert "ended during its start" in group.problem
     assert waits[0] < waits[1] < waits[2]
+
+
+def test_a_missing_jar_is_noticed_although_the_locks_have_not_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "JARS", tmp_path)
+    jars = list(fetch.locked_jars())
+    for jar in jars:
+        jar.parent.mkdir(exist_ok=True)
+        jar.touch()
+    (tmp_path / "locks.sha256").write_text(fetch.sha256_of_locks())
+    assert fetch.have_jars()
+    jars[0].unlink()
+    assert not fetch.have_jars()
 
 
 def test_the_stamp_of_an_environment_covers_the_files_that_are_included():
@@ -564,6 +576,9 @@ def test_a_path_is_written_into_kafkas_properties_in_ascii():
 # --- folders ---------------------------------------------------------------------------------------------------
 
 
+UNUSABLE_NAMES = ["a:b", "a,b", "a;b", "a${b}", "a\\b", "a\nb", "a\udcff", "x/" * 1600]
+
+
 def start_make_run(run_dir: str, *argv: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(HERE / "local/bootstrap.py"), *(argv or ("-m", "local.stack", "run"))],
@@ -576,20 +591,37 @@ def start_make_run(run_dir: str, *argv: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "name", ["a:b", "a,b", "a\\b", "a\nb", "a\udcff", "x/" * 1600, "x" * 256, "file", "file/x"]
+    "name",
+    [
+        *UNUSABLE_NAMES,
+        "x" * 256,
+        "file",
+        "file/x",
+    ],
 )
 def test_a_run_dir_that_cannot_be_used_is_one_sentence(tmp_path, name):
     (tmp_path / "file").touch()
     out = start_make_run(f"{tmp_path}/{name}")
     assert out.returncode == 1
     assert len(out.stderr.splitlines()) == 1
-    assert out.stderr.startswith(("RUN_DIR '", "make run: "))
+    assert out.stderr.startswith(("RUN_DIR: '", "make run: "))
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize("name", UNUSABLE_NAMES)
+def test_set_up_and_settings_refuse_a_run_dir_in_the_same_words(tmp_path, monkeypatch, name):
+    run_dir = str(tmp_path / name)
+    monkeypatch.setenv("RUN_DIR", run_dir)
+    this_process_settings.cache_clear()
+    with pytest.raises(SettingsError) as refused:
+        this_process_settings()
+    assert start_make_run(run_dir).stderr == f"{refused.value}\n"
 
 
 def test_a_folder_with_a_persons_files_does_not_become_run_dir(tmp_path):
     (tmp_path / "log").mkdir()
-    with pytest.raises(StackError, match="holds a log that make run did not make"), alone(tmp_path):
+    refused = pytest.raises(StackError, match="holds a log that make run did not create")
+    with refused, alone(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == [tmp_path / "log"]
 
@@ -676,7 +708,7 @@ def test_make_clean_keeps_the_environment_that_another_stack_uses(project):
         fcntl.flock(lock, fcntl.LOCK_SH)
         out = clean(project)
     assert out.returncode == 1
-    assert out.stderr.startswith("make clean: a make run uses what is in")
+    assert out.stderr.startswith("make clean: a make run uses ")
     assert (project / ".local" / "venv").exists()
 
 

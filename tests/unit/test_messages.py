@@ -63,7 +63,7 @@ BAD = [
     (
         GOOD.replace(b"2026", b"\xff\xfe"),
         "not_utf8",
-        "The message is not UTF-8: byte 7 can't be read.",
+        "The message is not UTF-8: byte 7 can't be decoded.",
     ),
     (b"[1]", "not_an_object", "The message must be a JSON object, not a list."),
     (b"null", "not_an_object", "The message must be a JSON object, not null."),
@@ -116,9 +116,9 @@ BAD = [
     (
         GOOD[:-1] + b',"actual_y":4}',
         "duplicate_field",
-        'The field "actual_y" stands more than once.',
+        'The field "actual_y" appears more than once.',
     ),
-    (GOOD[:-1] + b',"\\u0078":[]}', "duplicate_field", 'The field "x" stands more than once.'),
+    (GOOD[:-1] + b',"\\u0078":[]}', "duplicate_field", 'The field "x" appears more than once.'),
     (with_fields(more="a" * MAX_SAMPLE_BYTES), "too_large", "The message has "),
 ]
 

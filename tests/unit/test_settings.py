@@ -12,7 +12,7 @@ from kafka.errors import KafkaConnectionError
 
 import admin
 import settings as module
-from forecast.series import BadInput
+from forecast.series import InputError
 from forecast.store import StoreError as ForecastStoreError
 from local.process import StackError
 from loop.clients import ClientError
@@ -27,7 +27,7 @@ OURS = [
     TopicLogError,
     ClientError,
     StackError,
-    BadInput,
+    InputError,
     ForecastStoreError,
 ]
 REDIS, KAFKA = "Redis at there:7 ", "Kafka at there:8 can't be used: "

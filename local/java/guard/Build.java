@@ -4,7 +4,7 @@ import org.codehaus.commons.compiler.util.resource.Resource;
 import org.codehaus.janino.ClassLoaderIClassLoader;
 import org.codehaus.janino.Compiler;
 
-/** Compiles the source file args[0] into the folder args[1], with the compiler that Flink brings. */
+/** Compiles the source file args[0] into the folder args[1] with the compiler in Flink's jars. */
 public class Build {
     public static void main(String[] args) throws Exception {
         Compiler compiler = new Compiler();

@@ -47,7 +47,10 @@ public class RestGuard implements InboundChannelHandlerFactory {
         return Optional.of(new Placing(hosts));
     }
 
-    /** Puts the guard right behind the HTTP codec: Flink's own place is behind the upload to disk. */
+    /**
+     * Puts the guard right behind the HTTP codec. Flink would put it behind the handler that writes
+     * uploads to disk.
+     */
     static class Placing extends ChannelInitializer {
         private final Set hosts;
 
