@@ -5,8 +5,11 @@ WORKDIR /app
 # The full image, as one dependency (crcmod) has no wheel and is compiled.
 RUN python -m venv .local/venv
 ENV PATH=/app/.local/venv/bin:$PATH
-COPY requirements.txt .
-RUN pip install --no-cache-dir -r requirements.txt
+COPY requirements.txt ./
+COPY requirements requirements
+RUN pip install --no-cache-dir --require-hashes -r requirements/uv.lock \
+    && uv pip install --no-cache --python .local/venv --require-hashes \
+        -c requirements/project.lock -r requirements.txt
 COPY . .
 # .dockerignore excludes local/java/kafka, so only the jars of the connector and of zstd are
 # downloaded, and checked against their lock.

@@ -93,15 +93,18 @@ def end_bundles_at_once() -> None:
 
 
 class Metrics:
-    """Flink's metric group ``online_ml``.
+    """The learner's metrics in Flink, group ``online_ml``.
 
-    Python gauges in Flink are whole numbers, so accuracies are in 1/10,000. ``sample_count``:
-    samples that this task learned. ``seen_before``: those of them that the model had learned
-    before. ``prediction_acc``: prequential accuracy since the model began. ``prediction_acc_new``:
-    the same for samples not learned before. ``metric_distribution_y``: labels. ``total_10_sec``,
-    ``right_10_sec``: samples predicted, and predicted correctly, in the last 10 s.
-    ``model_version``, ``saved_at`` (seconds since 1970) of the newest commit. ``rejected``, and
-    ``rejected_<code>`` for each reason.
+    Python gauges in Flink are whole numbers, so accuracies are in 1/10,000.
+
+    ``sample_count``: samples that this task learned.
+    ``seen_before``: those of them that the model had learned before.
+    ``prediction_acc``: prequential accuracy since the model began.
+    ``prediction_acc_new``: the same for samples not learned before.
+    ``metric_distribution_y``: labels.
+    ``total_10_sec``, ``right_10_sec``: samples predicted, and correctly so, in the last 10 s.
+    ``model_version``. ``saved_at``: seconds since 1970.
+    ``rejected``, ``rejected_<code>``: messages rejected, in total and for each reason.
     """
 
     def __init__(self, group: Any, trainer: Trainer) -> None:
