@@ -457,7 +457,7 @@ def _filled(
     inside = inside_of(lines, size, evenodd)
     edge = np.zeros(size, np.uint8)
     for line in lines:
-        cv2.polylines(edge, [_fixed(_turned(line))], True, 1, 1, cv2.LINE_8, 4)
+        cv2.polylines(edge, [in_sixteenths(_turned(line))], True, 1, 1, cv2.LINE_8, 4)
     return inside | (edge > 0) if with_edge else inside & (edge == 0)
 
 
@@ -465,7 +465,7 @@ def _stroked(lines: list[np.ndarray], size: tuple[int, int], width: int) -> np.n
     """Return the pixels of strokes that are ``width`` pixels wide."""
     mask = np.zeros(size, np.uint8)
     for line in lines:
-        cv2.polylines(mask, [_fixed(line)], False, 1, width, cv2.LINE_8, 4)
+        cv2.polylines(mask, [in_sixteenths(line)], False, 1, width, cv2.LINE_8, 4)
     return mask > 0
 
 
@@ -479,7 +479,7 @@ def _area(points: np.ndarray) -> float:
     return float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum())
 
 
-def _fixed(points: np.ndarray) -> np.ndarray:
+def in_sixteenths(points: np.ndarray) -> np.ndarray:
     """Return points as OpenCV takes them with a shift of 4: in sixteenths of a pixel.
 
     A pixel's middle has whole numbers there.
