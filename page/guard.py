@@ -1,4 +1,4 @@
-"""Who may ask the page what: by this machine's names only, from this page only, and how often it may be taught.
+"""The page's checks on requests: host, origin, rate of teaching, and the headers of each answer.
 
 Where others can reach the page, teaching needs a token.
 """
@@ -16,8 +16,8 @@ from settings import Settings
 TOKEN_HEADER = "X-Feedback-Token"
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -29,33 +29,34 @@ HEADERS = {
 
 
 def guard(app: Flask, settings: Settings) -> Limiter:
-    """Check each request before its route and set each answer's headers; returns what limits a route's rate."""
+    """Check each request before its route and set each answer's headers.
+
+    Returns the limiter of a route's rate.
+    """
     hosts = {host.strip("[]").lower() for host in settings.page_hosts}
     public = urlsplit(settings.page_public_url)
     if public.hostname:
         hosts.add(public.hostname)
+    public_origin = f"{public.scheme}://{public.netloc}".lower() if public.hostname else ""
 
     @app.before_request
     def _check() -> None:
         _check_host(request, hosts)
         if request.method not in ("GET", "HEAD"):
-            _check_origin(
-                request, f"{public.scheme}://{public.netloc}".lower() if public.hostname else ""
-            )
+            _check_origin(request, public_origin)
 
     @app.after_request
     def _harden(response: Response) -> Response:
         response.headers.update(HEADERS)
-        response.headers.setdefault(
-            "Cache-Control", "no-cache" if request.path.startswith("/static/") else "no-store"
-        )
+        is_static = request.path.startswith("/static/")
+        response.headers.setdefault("Cache-Control", "no-cache" if is_static else "no-store")
         return response
 
     return Limiter(lambda: "everyone", app=app, storage_uri="memory://", strategy="moving-window")
 
 
 def feedback_limit(settings: Settings) -> str:
-    """Return the window that lets ``feedback_burst`` through at once and ``feedback_rate`` on average."""
+    """Return a window that takes ``feedback_burst`` at once and ``feedback_rate`` on average."""
     rate = parse(settings.feedback_rate)
     seconds = max(1, round(settings.feedback_burst * rate.get_expiry() / rate.amount))
     return f"{settings.feedback_burst} per {seconds} second"
@@ -79,7 +80,10 @@ def check_may_teach(settings: Settings) -> None:
 
 
 def _check_host(asked: Request, hosts: set[str]) -> None:
-    """Refuse names that are not ours: a foreign name that resolves to this machine is a rebinding attack."""
+    """Refuse names that are not ours.
+
+    A foreign name that resolves to this machine is a DNS rebinding attack.
+    """
     try:
         name = urlsplit(f"//{asked.headers.get('Host', '')}").hostname
     except ValueError:
@@ -89,7 +93,7 @@ def _check_host(asked: Request, hosts: set[str]) -> None:
 
 
 def _check_origin(asked: Request, public: str) -> None:
-    """Refuse what another site's page sends; programs that send neither header are no browser."""
+    """Refuse what another site's page sends; what sends neither header is not a browser."""
     origin = asked.headers.get("Origin", "").lower()
     own = {f"{scheme}://{asked.headers['Host'].lower()}" for scheme in ("http", "https")} | {public}
     if origin and origin not in own:

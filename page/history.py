@@ -1,4 +1,4 @@
-"""The history that the page shows, kept in Redis so that it survives the page."""
+"""The history of accuracy that the page shows, kept in Redis so that it survives the page."""
 
 import time
 from typing import cast
@@ -14,11 +14,11 @@ MAX_POINTS = 720  # beyond that, every second point of the older half is dropped
 
 
 class History:
-    """Accuracy over time, one point a second while samples come; kept in Redis, so that it survives the page.
+    """Accuracy over time, one point a second while samples come.
 
-    Redis, as that is where the model survives, too, and a page in a container has no disk of its own: one list, under
-    a key beside the model's. A point is [epoch s, version, samples, accuracy, accuracy_100, samples/s, people's
-    accuracy]; shares are None before there are any.
+    It is one Redis list, under a key derived from the model's: a page in a container has no disk of
+    its own. A point is [epoch s, version, samples, accuracy, accuracy_100, samples/s, people's
+    accuracy]; a share is None before its first sample.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -42,14 +42,14 @@ class History:
             self._unsaved = len(self.points)
 
     def sync(self) -> None:
-        """Load what an earlier page left, once, then save what is new; does nothing while Redis is away."""
+        """Load an earlier page's points, once, then save the new ones; skip both without Redis."""
         try:
             if not self.loaded:
                 self._load()
             if self._unsaved:
                 self._save()
         except (redis.ConnectionError, redis.TimeoutError):
-            return  # the watcher already says so; the next second tries again
+            return  # the watcher reports it; the next second tries again
         except redis.RedisError as error:
             self.error = f"Redis key {self.key} can't be used for the history ({error})."
             return
@@ -62,7 +62,7 @@ class History:
         self.points = earlier + self.points
         self.loaded = True
         if len(earlier) < len(found):
-            self._unsaved = len(self.points)  # writes the list again, without what is broken
+            self._unsaved = len(self.points)  # this rewrites the list, without the broken points
             self._said_until = time.monotonic() + SAID_FOR
             broken = len(found) - len(earlier)
             self.error = (
@@ -82,35 +82,33 @@ class History:
 
 
 def read_point(text: bytes) -> list | None:
-    """Return one point of history as it was saved, or None for what is none."""
+    """Return one point of history as it was saved, or None for anything else."""
     try:
         found = orjson.loads(text)
     except orjson.JSONDecodeError:
         return None
     if not isinstance(found, list) or len(found) != 7:
         return None
-    shares = [found[i] for i in (3, 4, 6)]
     numbers = [found[i] for i in (0, 1, 2, 5)]
-    good = all(type(v) in (int, float) for v in numbers) and all(
-        v is None or type(v) in (int, float) for v in shares
-    )
-    return found if good else None
+    shares = [found[i] for i in (3, 4, 6)]
+    numbers += [share for share in shares if share is not None]
+    return found if all(type(number) in (int, float) for number in numbers) else None
 
 
 def point(stored: Stored, now: float, rate: float) -> list:
     """Return one point of history, as ``History`` describes it."""
     meta = stored.meta
     people, right = meta.scores.by_source.get("page", [0, 0])
-    shares = [meta.scores.accuracy, meta.scores.accuracy_100, right / people if people else None]
-    accuracy, accuracy_100, peoples = [
-        None if share is None else round(share, 4) for share in shares
-    ]
     return [
         round(now, 1),
         meta.version,
         meta.samples,
-        accuracy,
-        accuracy_100,
+        _rounded(meta.scores.accuracy),
+        _rounded(meta.scores.accuracy_100),
         round(rate, 1),
-        peoples,
+        _rounded(right / people if people else None),
     ]
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)

@@ -1,7 +1,8 @@
-"""The page's HTTP server: whole requests reach a thread, slow ones wait in one loop and have a deadline.
+"""The page's HTTP server: only whole requests take a thread, and slow ones have a deadline.
 
-Waitress reads each request to its end before a thread takes it, and sends answers from its loop. So neither half a request
-nor an answer that nobody reads holds a thread; the deadlines give back their connections.
+Waitress reads each request to its end before a thread takes it, and sends answers from its loop. So
+neither half a request nor an answer that nobody reads holds a thread. The deadlines close their
+connections.
 """
 
 import logging
@@ -21,7 +22,7 @@ MAX_BODY_BYTES = 400_000
 THREADS = 32
 MAX_CONNECTIONS = 500
 REQUEST_SECONDS = 10  # from a request's first byte to its last
-IDLE_SECONDS = 30  # from one answer, or the connection's begin, to the end of the next request
+IDLE_SECONDS = 30  # from one answer, or the connection's start, to the end of the next request
 STALLED_SECONDS = 15  # longer than the pause between an event stream's heartbeats
 EVENT_BUFFER = 262_144  # bytes of an event stream that wait for a slow reader
 
@@ -29,17 +30,17 @@ SENTENCES = {
     404: "There is nothing at this address.",
     405: "This address takes another method.",
     413: f"The request is larger than {MAX_BODY_BYTES:,} bytes.",
-    429: "Too many labels at once: wait a few seconds, then go on teaching.",
+    429: "Too many labels at once: wait a few seconds, then continue teaching.",
 }
-NO_REQUEST = {400: "The request can't be read as HTTP.", 431: "The request's header is too large."}
+UNREADABLE = {400: "The request can't be read as HTTP.", 431: "The request's header is too large."}
 
 
 class _Refusal(ErrorTask):
-    """The answer to what is no request for the application, in the API's form."""
+    """The answer to what never reaches the application, in the API's form."""
 
     def execute(self) -> None:
         error = self.request.error
-        sentence = (SENTENCES | NO_REQUEST).get(error.code, f"{error.reason}.")
+        sentence = (SENTENCES | UNREADABLE).get(error.code, f"{error.reason}.")
         body = orjson.dumps({"success": False, "error": sentence})
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
@@ -66,7 +67,8 @@ class _Channel(HTTPChannel):
 
     def service(self) -> None:
         if len(self.requests) > 1:
-            # Requests sent in advance, which no browser does, would wait in a thread for answers that nobody reads.
+            # No browser sends requests in advance. Their answers would wait in a thread for a
+            # client that does not read.
             self.requests[0].headers["CONNECTION"] = "close"
         super().service()
         self.free_since = time.monotonic()
@@ -88,8 +90,8 @@ class _Channel(HTTPChannel):
 
 
 def serve(app: Flask, listening: socket.socket, on_end: Callable[[], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM; ``on_end`` is called before running requests are waited for."""
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a queue is no fault
+    """Serve until Ctrl-C or SIGTERM; ``on_end`` is called before waiting for running requests."""
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a queue is not a problem
     server = create_server(
         app,
         sockets=[listening],
@@ -97,7 +99,7 @@ def serve(app: Flask, listening: socket.socket, on_end: Callable[[], None]) -> N
         connection_limit=MAX_CONNECTIONS,
         max_request_body_size=MAX_BODY_BYTES + 1,  # the first size that is refused
         outbuf_high_watermark=EVENT_BUFFER,
-        channel_request_lookahead=1,  # so that a closed connection is noticed while its answer is made
+        channel_request_lookahead=1,  # to notice a closed connection while its answer is made
         asyncore_use_poll=True,
         log_socket_errors=False,
         ident=None,

@@ -1,11 +1,13 @@
-"""The look of a drawing's elements: which CSS rules hold for them, and colours, lengths and transforms as numbers.
+"""The style of a drawing's elements: their CSS rules, and colours, lengths, transforms as numbers.
 
-Nothing is loaded: a rule that names something outside the drawing is an error, or is never looked at.
+Nothing is loaded. A rule that names something outside the drawing is an error or is never read.
 """
 
 import math
 import re
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 import cssselect2
 import numpy as np
@@ -19,8 +21,9 @@ MAX_SELECTORS = 64
 MAX_STYLED = 2_000
 MAX_MATCHES = 10_000  # selectors times elements
 MAX_STYLE = 2_000
+MAX_STEPS = 4  # of a selector, from element to element
 
-# What children inherit, and what holds for one element only.
+# What children inherit, and what applies to one element only.
 INHERITED = {
     "fill": "black",
     "stroke": "none",
@@ -82,9 +85,10 @@ _TAKES = {
     "skewx": (1,),
     "skewy": (1,),
 }
+_AT_ZERO = {"0 0", "0px 0px", "0", "0px", "0% 0%", "left top", "top left"}
 _FONTS = re.compile(r"@font-face\s*\{[^{}]*\}", re.I)
 _SELECTOR = re.compile(r"(?:[\w\s.#*>-]|:root)+")
-_NOW_AND_THEN = re.compile(
+_ONLY_AT_TIMES = re.compile(
     r":(?:hover|focus[\w-]*|active|visited|target|:?before|:?after|:selection)\b", re.I
 )
 _MEDIA = re.compile(
@@ -94,6 +98,10 @@ _UNSEEN = {"font-face", "keyframes", "-webkit-keyframes", "charset", "namespace"
 _VARIABLE = re.compile(r"var\(\s*--[\w-]+\s*(?:,(.*))?\)", re.S)
 _IMPORTANT = re.compile(r"\s*!\s*important\s*$", re.I)
 _PAINTS = {"fill", "stroke", "stop-color", "color", "background-color"}
+_SHORTHANDS = {
+    "marker": ("marker-start", "marker-mid", "marker-end"),
+    "background": ("background-color",),
+}
 _KEYWORDS = {"inherit", "initial", "unset", "revert"}
 _REFERENCE = re.compile(r"""url\(\s*["']?#([^"')]+)["']?\s*\)\s*(.*)""", re.S)
 
@@ -103,12 +111,13 @@ class DrawingError(ValueError):
 
 
 class Sheet:
-    """All style sheets of a drawing, and who they hold for."""
+    """All style sheets of a drawing; raises ``DrawingError`` for what can't be followed."""
 
     def __init__(self, root: etree._Element, texts: list[str]):
         self._matcher = cssselect2.Matcher()
         self._wrapped: dict[etree._Element, cssselect2.ElementWrapper] = {}
-        self._selectors = self._matches = 0
+        self._selectors = 0
+        self._matches = 0
         if not texts:
             return
         text = _FONTS.sub("", "\n".join(texts))
@@ -140,17 +149,20 @@ class Sheet:
         return style
 
     def _declared(self, element: etree._Element) -> Style:
-        """Return what is declared for an element itself; the weaker first: attributes, rules, its own style."""
-        plain = {
-            name: value.strip() for name, value in element.attrib.items() if _holds(name, value)
-        }
-        important: Style = {}
+        """Return what is declared for an element itself.
+
+        Its own style is stronger than rules, rules are stronger than attributes.
+        """
+        attributes = element.attrib.items()
+        plain = {name: value.strip() for name, value in attributes if _is_valid(name, value)}
         own = element.get("style", "")
         if len(own) > MAX_STYLE:
             raise DrawingError(f"The drawing has a style of more than {MAX_STYLE:,} characters.")
-        for found in (self._rules(element), _declarations(own)) if own or self._wrapped else ():
-            for name, value, strong in found:
-                (important if strong else plain)[name] = value
+        if not own and not self._wrapped:
+            return plain
+        important: Style = {}
+        for name, value, is_important in [*self._rules(element), *_declarations(own)]:
+            (important if is_important else plain)[name] = value
         return plain | important
 
     def _rules(self, element: etree._Element) -> list[tuple[str, str, bool]]:
@@ -175,10 +187,9 @@ class Sheet:
         name = rule.lower_at_keyword
         if name == "media":
             if _MEDIA.fullmatch(tinycss2.serialize(rule.prelude).strip()):
+                content = rule.content or []
                 self._add(
-                    tinycss2.parse_rule_list(
-                        rule.content or [], skip_comments=True, skip_whitespace=True
-                    )
+                    tinycss2.parse_rule_list(content, skip_comments=True, skip_whitespace=True)
                 )
         elif name not in _UNSEEN:
             raise DrawingError(
@@ -186,47 +197,47 @@ class Sheet:
             )
 
     def _add_rule(self, rule: tinycss2.ast.QualifiedRule) -> None:
-        text = tinycss2.serialize(rule.prelude)
         declarations = _declarations(tinycss2.serialize(rule.content))
         if not declarations:
             return
-        for selector in text.split(","):
-            if _NOW_AND_THEN.search(selector):
+        for selector in tinycss2.serialize(rule.prelude).split(","):
+            if _ONLY_AT_TIMES.search(selector):
                 continue
             self._selectors += 1
             if self._selectors > MAX_SELECTORS:
                 raise DrawingError(
                     f"The drawing's style sheets have more than {MAX_SELECTORS} selectors."
                 )
-            if not _SELECTOR.fullmatch(selector) or len(re.split(r"[\s>]+", selector.strip())) > 4:
-                raise DrawingError(
-                    "The drawing's style sheet has a selector that can't be followed."
-                )
-            try:
-                compiled = cssselect2.compile_selector_list(selector)
-            except cssselect2.SelectorError:
-                raise DrawingError(
-                    "The drawing's style sheet has a selector that can't be followed."
-                ) from None
-            for one in compiled:
-                self._matcher.add_selector(one, declarations)
+            for compiled in _compiled(selector):
+                self._matcher.add_selector(compiled, declarations)
+
+
+def _compiled(selector: str) -> Iterable[Any]:
+    """Return a simple selector as cssselect2 matches it; raises ``DrawingError`` for others."""
+    is_simple = _SELECTOR.fullmatch(selector) is not None
+    if is_simple and len(re.split(r"[\s>]+", selector.strip())) <= MAX_STEPS:
+        try:
+            return cssselect2.compile_selector_list(selector)
+        except cssselect2.SelectorError:
+            pass
+    raise DrawingError("The drawing's style sheet has a selector that can't be followed.")
 
 
 def _declarations(text: str) -> list[tuple[str, str, bool]]:
-    """Return (property, value, whether important) of declarations, those that are known and valid."""
+    """Return (property, value, whether important) of each declaration that is known and valid."""
     if not text:
         return []
-    found = []
-    for name, value, strong in _split(text):
-        for one in ("marker-start", "marker-mid", "marker-end") if name == "marker" else (name,):
-            known = "background-color" if one == "background" else one
-            if _holds(known, value):
-                found.append((known, value, strong))
-    return found
+    return [
+        (longhand, value, is_important)
+        for name, value, is_important in _split(text)
+        for longhand in _SHORTHANDS.get(name, (name,))
+        if _is_valid(longhand, value)
+    ]
 
 
 def _split(text: str) -> list[tuple[str, str, bool]]:
-    if re.search(r"""["'\\]|/\*""", text):  # where a semicolon may not end a declaration
+    """Return (property, value, whether important) of each declaration in a text."""
+    if re.search(r"""["'\\]|/\*""", text):  # then a semicolon may not end a declaration
         parsed = tinycss2.parse_blocks_contents(text, skip_comments=True, skip_whitespace=True)
         return [
             (one.lower_name, tinycss2.serialize(one.value).strip(), one.important)
@@ -236,13 +247,13 @@ def _split(text: str) -> list[tuple[str, str, bool]]:
     found = []
     for declaration in text.split(";"):
         name, _, value = declaration.partition(":")
-        value, strong = _IMPORTANT.subn("", value[:1_000])
-        found.append((name.strip().lower(), value.strip(), bool(strong)))
+        value, marks = _IMPORTANT.subn("", value[:1_000])
+        found.append((name.strip().lower(), value.strip(), bool(marks)))
     return found
 
 
-def _holds(name: str, value: str) -> bool:
-    """Return whether a viewer would take this value: a colour that is none is as if it weren't there."""
+def _is_valid(name: str, value: str) -> bool:
+    """Return whether a browser would take this value; it ignores, for instance, a wrong colour."""
     if name not in INITIAL or not value.strip():
         return False
     if value.strip().lower() in _KEYWORDS:
@@ -263,7 +274,10 @@ def fallback(value: str) -> str:
 
 
 def colour(value: str, current: str) -> Colour | None:
-    """Return the colour that a valid paint without reference stands for; ``current``: the element's own colour."""
+    """Return the colour of a valid paint without reference, None where it paints nothing.
+
+    ``current`` is the element's own colour.
+    """
     found = _paint(value)
     if found == "currentcolor":
         found = _paint(current)
@@ -272,7 +286,7 @@ def colour(value: str, current: str) -> Colour | None:
 
 @lru_cache(maxsize=1_000)
 def _paint(value: str) -> Colour | str | bool | None:
-    """Return a colour, "currentcolor", "url", None where nothing is painted, or False where it is no paint."""
+    """Return a colour, "currentcolor" or "url", None for no paint, or False for no valid paint."""
     value = value[:200].strip()
     if value.lower() in ("none", "context-fill", "context-stroke"):
         return None
@@ -285,19 +299,18 @@ def _paint(value: str) -> Colour | str | bool | None:
         if variable[1] is None:
             raise DrawingError("The drawing has a colour that is a CSS variable.")
         return _paint(variable[1])
-    found = parse_color(
-        re.sub(r"\s+(?:icc-color|device-color)\(.*", "", value), color_schemes=("light",)
-    )
+    plain = re.sub(r"\s+(?:icc-color|device-color)\(.*", "", value)
+    found = parse_color(plain, color_schemes=("light",))
     if found is None or found == "currentcolor":
         return found or False
     try:
-        red, green, blue, alpha = found.to("srgb")
+        parts = found.to("srgb")
     except NotImplementedError:
         raise DrawingError(
             "The drawing has a colour in a colour space that can't be followed."
         ) from None
-    r, g, b, a = (min(max(float(part or 0), 0.0), 1.0) for part in (red, green, blue, alpha))
-    return r, g, b, a
+    red, green, blue, alpha = (min(max(float(part or 0), 0.0), 1.0) for part in parts)
+    return red, green, blue, alpha
 
 
 def opacity(value: str) -> float:
@@ -330,52 +343,68 @@ def transform(style: Style) -> np.ndarray | None:
     matrix = np.eye(3)
     for name, arguments in _CALL.findall(value):
         matrix = matrix @ _called(name.lower(), arguments)
-    if style["transform-origin"] in ("0 0", "0px 0px", "0", "0px", "0% 0%", "left top", "top left"):
-        return matrix
-    origin = [
-        _LENGTH.fullmatch(word) for word in style["transform-origin"].replace(",", " ").split()[:2]
-    ]
-    if len(origin) != 2 or not all(match and match[2] in ("", "px") for match in origin):
+    x, y = _origin(style["transform-origin"])
+    return moved(x, y) @ matrix @ moved(-x, -y) if x or y else matrix
+
+
+def _origin(value: str) -> tuple[float, float]:
+    """Return the point that stays in its place."""
+    if value in _AT_ZERO:
+        return 0.0, 0.0
+    words = value.replace(",", " ").split()[:2]
+    matches = [_LENGTH.fullmatch(word) for word in words]
+    numbers = [float(match[1]) for match in matches if match and match[2] in ("", "px")]
+    if len(numbers) != 2:
         raise DrawingError("The drawing has a transform-origin that can't be followed.")
-    x, y = (float(match[1]) for match in origin if match)
-    return moved(x, y) @ matrix @ moved(-x, -y)
+    return numbers[0], numbers[1]
 
 
 def _called(name: str, arguments: str) -> np.ndarray:
+    """Return the matrix (3, 3) of one function of a transform."""
+    given = _numbers(arguments)
+    if len(given) not in _TAKES[name]:
+        raise DrawingError("The drawing has a transform that can't be followed.")
+    first, last = given[0], given[-1]
+    second = last if len(given) > 1 else 0.0
+    match name:
+        case "matrix":
+            a, b, c, d, e, f = given
+            return np.array([[a, c, e], [b, d, f], [0, 0, 1]])
+        case "translate" | "translatex":
+            return moved(first, second)
+        case "translatey":
+            return moved(0.0, first)
+        case "scale":
+            return np.diag([first, last, 1.0])
+        case "scalex":
+            return np.diag([first, 1.0, 1.0])
+        case "scaley":
+            return np.diag([1.0, first, 1.0])
+        case "rotate":
+            turn = _rotated(math.radians(first))
+            if len(given) == 1:
+                return turn
+            x, y = given[1:]
+            return moved(x, y) @ turn @ moved(-x, -y)
+        case _:
+            shear = np.eye(3)
+            shear[(0, 1) if name == "skewx" else (1, 0)] = math.tan(math.radians(first))
+            return shear
+
+
+def _numbers(arguments: str) -> list[float]:
+    """Return a transform's numbers, angles in degrees."""
     matches = [_ARGUMENT.fullmatch(word) for word in arguments.replace(",", " ").split()]
     if not all(matches):  # as in "translate(10-20)"
         matches = list(_ARGUMENT.finditer(arguments))
         if _ARGUMENT.sub("", arguments).strip(", \t\r\n"):
             raise DrawingError("The drawing's transform is not a number.")
-    given = [float(match[1]) * _DEGREES[match[2].lower()] for match in matches if match]
-    if len(given) not in _TAKES[name]:
-        raise DrawingError("The drawing has a transform that can't be followed.")
-    if name == "matrix":
-        a, b, c, d, e, f = given
-        return np.array([[a, c, e], [b, d, f], [0, 0, 1]])
-    if name.startswith("translate"):
-        x, y = {"translatey": (0.0, given[0])}.get(
-            name, (given[0], given[1] if len(given) > 1 else 0.0)
-        )
-        return moved(x, y)
-    if name.startswith("scale"):
-        x, y = {"scalex": (given[0], 1.0), "scaley": (1.0, given[0])}.get(
-            name, (given[0], given[-1])
-        )
-        return np.diag([x, y, 1.0])
-    angle = math.radians(given[0])
-    if name == "rotate":
-        turn = np.array(
-            [
-                [math.cos(angle), -math.sin(angle), 0],
-                [math.sin(angle), math.cos(angle), 0],
-                [0, 0, 1],
-            ]
-        )
-        return turn if len(given) == 1 else moved(*given[1:]) @ turn @ moved(-given[1], -given[2])
-    shear = np.eye(3)
-    shear[(0, 1) if name == "skewx" else (1, 0)] = math.tan(angle)
-    return shear
+    return [float(match[1]) * _DEGREES[match[2].lower()] for match in matches if match]
+
+
+def _rotated(angle: float) -> np.ndarray:
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
 
 
 def moved(x: float, y: float) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""A person's label, sent into Kafka as one more sample.
+"""A person's label, sent to Kafka as one more sample.
 
-Connects in the background: a page without Kafka stays up.
+The connection is made in the background: a page without Kafka stays up.
 """
 
 import logging
 import threading
+from queue import Empty, Queue
 from typing import cast
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -17,12 +18,12 @@ ACKNOWLEDGED_WITHIN = 2.0
 WAITING = 12  # labels that may wait for Kafka at once, so that other requests find a free thread
 
 log = logging.getLogger(__name__)
-log.propagate = False  # librdkafka's own lines; the page says in words what is wrong
+log.propagate = False  # librdkafka's own lines; the page reports the problem in a sentence
 log.addHandler(logging.NullHandler())
 
 
 class NotTaughtError(RuntimeError):
-    """Kafka did not acknowledge a label in time; the text says so to the person who gave it."""
+    """Kafka did not acknowledge a label in time; the text is for the person who gave it."""
 
 
 class Teacher:
@@ -35,26 +36,25 @@ class Teacher:
         self._producer: Producer | None = None
 
     def teach(self, x: list[int], label: int) -> tuple[int, int]:
-        """Send 64 numbers and their label; returns partition and offset, or raises ``NotTaughtError``."""
+        """Send 64 pixels and their label; returns partition and offset.
+
+        Raises ``NotTaughtError``.
+        """
         if not self._places.acquire(timeout=0.2):
-            raise NotTaughtError("Not taught: too many labels wait for Kafka already. Try again.")
+            raise NotTaughtError("Not taught: too many labels are waiting for Kafka. Try again.")
         try:
             return self._send(x, label)
         finally:
             self._places.release()
 
     def _send(self, x: list[int], label: int) -> tuple[int, int]:
-        done = threading.Event()
-        answer: list[tuple[KafkaError | None, Message]] = []
-
-        def delivered(error: KafkaError | None, message: Message) -> None:
-            answer.append((error, message))
-            done.set()
-
+        answer: Queue[tuple[KafkaError | None, Message]] = Queue()
         producer = self._connected()
         try:
             producer.produce(
-                self.settings.input_topic, DIGITS.sample(x, label, "page"), on_delivery=delivered
+                self.settings.input_topic,
+                DIGITS.sample(x, label, "page"),
+                on_delivery=lambda error, message: answer.put((error, message)),
             )
         except BufferError as error:
             raise NotTaughtError(self._sentence()) from error
@@ -62,20 +62,24 @@ class Teacher:
             self._give_up(producer, error.args[0])
             raise NotTaughtError(self._sentence()) from error
         producer.poll(0)
-        if not done.wait(ACKNOWLEDGED_WITHIN + 1):
+        try:
+            failure, message = answer.get(timeout=ACKNOWLEDGED_WITHIN + 1)
+        except Empty:
+            raise NotTaughtError(self._sentence()) from None
+        if failure is not None:
+            self._give_up(producer, failure)
             raise NotTaughtError(self._sentence())
-        if answer[0][0] is not None:
-            self._give_up(producer, answer[0][0])
-            raise NotTaughtError(self._sentence())
-        message = answer[0][1]
         return cast(int, message.partition()), cast(int, message.offset())
 
     def _sentence(self) -> str:
         where = self.settings.kafka_bootstrap_servers
-        return f"Not taught: Kafka at {where} did not take the label within {ACKNOWLEDGED_WITHIN:.0f} s. Try again."
+        return (
+            f"Not taught: Kafka at {where} did not take the label "
+            f"within {ACKNOWLEDGED_WITHIN:.0f} s. Try again."
+        )
 
     def _give_up(self, producer: Producer, error: KafkaError) -> None:
-        """Let the next label connect again after an error that an idempotent producer never recovers from."""
+        """Let the next label connect again after an error that the producer can't recover from."""
         with self._lock:
             if error.fatal() and producer is self._producer:
                 self._producer = None
@@ -83,25 +87,22 @@ class Teacher:
     def _connected(self) -> Producer:
         with self._lock:
             if self._producer is None:
-                milliseconds = int(ACKNOWLEDGED_WITHIN * 1000)
-                self._producer = Producer(
-                    self.settings.confluent_client()
-                    | {
-                        "acks": "all",
-                        "enable.idempotence": True,
-                        "linger.ms": 0,
-                        "message.timeout.ms": milliseconds,
-                    },
-                    logger=log,
-                )
+                options = {
+                    "acks": "all",
+                    "enable.idempotence": True,
+                    "linger.ms": 0,
+                    "message.timeout.ms": int(ACKNOWLEDGED_WITHIN * 1000),
+                }
+                producer = Producer(self.settings.confluent_client() | options, logger=log)
+                self._producer = producer
                 threading.Thread(
-                    target=self._poll, args=(self._producer,), name="teacher", daemon=True
+                    target=self._poll, args=(producer,), name="teacher", daemon=True
                 ).start()
             return self._producer
 
     def _poll(self, producer: Producer) -> None:
         while producer is self._producer or len(producer):
             try:
-                producer.poll(1)  # hands answers to those who wait for them
+                producer.poll(1)  # this calls on_delivery
             except KafkaException as error:
                 self._give_up(producer, error.args[0])

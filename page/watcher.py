@@ -1,4 +1,4 @@
-"""The newest model in memory, kept up to date in a thread of its own for the page."""
+"""The newest model in memory, kept up to date for the page in a separate thread."""
 
 import logging
 import threading
@@ -13,17 +13,18 @@ log = logging.getLogger(__name__)
 
 
 class ModelWatcher:
-    """Keeps the newest signed model in memory: subscribes, reads, then reads on each message and once a second anyway.
+    """Keeps the newest signed model in memory: reads it at each commit and once a second anyway.
 
-    ``current`` only moves forward by (model_id, version); ``error`` is None or a sentence on why the store can't be read.
-    Models of one Kafka cluster are taken only: of the one that ``pin`` named first, and before that of the first model's.
-    A model without a cluster, from before there was this field, is taken until one with a cluster was.
+    ``current`` only moves forward by (model_id, version). ``error`` is None or a sentence on why
+    the store can't be read. Only models of one Kafka cluster are taken: the one that ``pin`` named
+    first, and before that the first model's. A model of an earlier version names no cluster; it is
+    taken until a model with a cluster was.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.current: Stored | None = None
-        self.error: str | None = "The model store was not read yet."
+        self.error: str | None = "The model store has not been read yet."
         self.cluster_id = ""
         self._named_by_kafka = False
         self._lock = threading.Lock()
@@ -32,7 +33,7 @@ class ModelWatcher:
         self._thread = threading.Thread(target=self._watch, name="model-watcher", daemon=True)
 
     def on_change(self, callback: Callable[[Stored], None]) -> None:
-        """Have ``callback`` called, in the watcher's thread, with each newer model."""
+        """Call ``callback`` with each newer model, in the watcher's thread."""
         self._callbacks.append(callback)
 
     def start(self) -> None:
@@ -45,11 +46,12 @@ class ModelWatcher:
         self._thread.join(timeout=5)
 
     def pin(self, cluster_id: str) -> None:
-        """Take models of this cluster only, from now on; the first call counts, as it has Kafka's own word."""
+        """Take models of this cluster only, which Kafka has named; only the first call counts."""
         with self._lock:
             if self._named_by_kafka:
                 return
-            self._named_by_kafka, self.cluster_id = True, cluster_id
+            self._named_by_kafka = True
+            self.cluster_id = cluster_id
             if self.current and self.current.meta.cluster_id not in ("", cluster_id):
                 self.current = None
 
@@ -63,9 +65,10 @@ class ModelWatcher:
             except SettingsError as error:
                 self.error = str(error)
             except Exception as error:
-                sentence = f"The model in Redis at {where} can't be read ({type(error).__name__}: {error})."
+                cause = f"{type(error).__name__}: {error}"
+                sentence = f"The model in Redis at {where} can't be read ({cause})."
                 if self.error != sentence:
-                    log.exception("the model could not be read; reading goes on")
+                    log.exception("the model could not be read; retrying")
                 self.error = sentence
             self._stop.wait(0.5)
 
@@ -77,7 +80,7 @@ class ModelWatcher:
                 self._take(store)
                 if messages.get_message(timeout=1):
                     while messages.get_message(timeout=0):
-                        pass  # one read answers for all that came meanwhile
+                        pass  # one read is enough for all commits that came meanwhile
 
     def _take(self, store: ModelStore) -> None:
         try:
@@ -106,7 +109,8 @@ class ModelWatcher:
         known = self.current is not None and bool(self.current.meta.cluster_id)
         if not found and not known:
             return
+        origin = f"Kafka cluster {found}" if found else "an unnamed Kafka cluster"
         raise OriginError(
-            f"The model in Redis was learned from {f'Kafka cluster {found}' if found else 'an unnamed Kafka cluster'}, "
-            f"this page belongs to {self.cluster_id}; it is not used. If Kafka was replaced, start the page again."
+            f"The model in Redis was learned from {origin}, this page belongs to "
+            f"{self.cluster_id}; it is not used. If Kafka was replaced, start the page again."
         )
