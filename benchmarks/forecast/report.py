@@ -1,4 +1,4 @@
-"""The whole forecast on this machine, and its figures against the goals: what ``make forecast`` runs."""
+"""Report of the whole forecast, with its figures against the goals: ``make forecast``."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import click
 
 from benchmarks.forecast import join, measure, plots, search
 from forecast import daily, scoring
-from forecast.simulate import Operator, simulate
+from forecast.simulate import Operator, count_positives, grid_cells, simulate
 from forecast.training import cache_compiled
 from harness import markdown
 from settings import HERE
@@ -45,14 +45,14 @@ NAMES = {
 
 @dataclass
 class Report:
-    """What was measured so far; ``save`` writes it after each step, so that a stopped run keeps what it had."""
+    """The figures so far; they are written after each step, so that a stopped run keeps them."""
 
     path: Path
     figures: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, path: Path) -> "Report":
-        """Return the report that goes on from the file, where there is one."""
+        """Return the report that continues the file, if there is one."""
         return cls(path, json.loads(path.read_text()) if path.exists() else {})
 
     def save(self, figures: dict[str, Any]) -> None:
@@ -62,13 +62,11 @@ class Report:
         self.path.write_text(json.dumps(self.figures, indent=1) + "\n")
 
     def step(self, name: str, measured: Callable[[], dict[str, Any]]) -> None:
-        """Measure, and save the figures with the seconds that it took."""
+        """Run one step and save its figures and seconds."""
         click.echo(f"{name} ...")
         figures, seconds = measure.timed(measured)
-        self.save(
-            figures
-            | {"step_seconds": self.figures.get("step_seconds", {}) | {name: round(seconds)}}
-        )
+        step_seconds = self.figures.get("step_seconds", {}) | {name: round(seconds)}
+        self.save(figures | {"step_seconds": step_seconds})
 
 
 # --- the figures as text ---
@@ -119,8 +117,12 @@ GOALS = (
 
 
 def above(figures: dict[str, Any], figure: str) -> float:
-    """Return the fine-tuned model's error minus that of the worst of three retrainings, in percentage points."""
-    return round(figures["fine_tunes"]["fine-tuned"][figure] - max(figures["seeds"][figure]), 3)
+    """Return the fine-tuned model's error above the worst of three retrainings.
+
+    The difference is in percentage points.
+    """
+    worst = max(figures["seeds"][figure])
+    return round(figures["fine_tunes"]["fine-tuned"][figure] - worst, 3)
 
 
 def table(head: str, rows: list[list[Any]]) -> str:
@@ -138,7 +140,7 @@ def shown(value: Any) -> str:
 
 
 def goals(figures: dict[str, Any]) -> str:
-    """Return the figures against the goals as a Markdown table; what was not measured says so."""
+    """Return the figures against the goals as a Markdown table, also those not measured yet."""
     rows = []
     for title, goal, figure, met in GOALS:
         try:
@@ -147,17 +149,12 @@ def goals(figures: dict[str, Any]) -> str:
             rows.append([title, goal, "not measured", ""])
         else:
             rows.append([title, goal, f"{value:,}", "met" if met(value) else "missed"])
-    for data_set, title in DATA_SETS.items():
-        for rival in LIGHTGBMS if data_set in figures else ():
+    for data_set in [name for name in DATA_SETS if name in figures]:
+        for rival in LIGHTGBMS:
             lost = lost_to(figures[data_set], rival)
-            rows.append(
-                [
-                    f"below {NAMES[rival]}: {title}",
-                    "each horizon",
-                    f"not at {', '.join(lost)}" if lost else "all",
-                    "missed" if lost else "met",
-                ]
-            )
+            reached = f"not at {', '.join(lost)}" if lost else "all"
+            what = f"below {NAMES[rival]}: {DATA_SETS[data_set]}"
+            rows.append([what, "each horizon", reached, "missed" if lost else "met"])
     return table("what | goal | measured | ", rows)
 
 
@@ -176,11 +173,12 @@ def of_models(rows: dict[str, Any]) -> str:
     """Return the scores of one data set as a Markdown table, in percent."""
     buckets = list(scoring.BUCKETS)
     figures = ("wape", "avg_mape", "mape_region", "mape_station", "mape_network")
-    lines = [
-        [NAMES.get(name, name), *(row[figure] for figure in figures)]
-        + [row["horizon"][bucket]["avg_mape"] for bucket in buckets if bucket in row["horizon"]]
-        for name, row in rows.items()
-    ]
+    lines = []
+    for name, row in rows.items():
+        whole = [row[figure] for figure in figures]
+        horizon = row["horizon"]
+        by_bucket = [horizon[bucket]["avg_mape"] for bucket in buckets if bucket in horizon]
+        lines.append([NAMES.get(name, name), *whole, *by_bucket])
     return table(
         f"model | WAPE | average MAPE | region | station | network | {' | '.join(buckets)} days",
         lines,
@@ -188,8 +186,9 @@ def of_models(rows: dict[str, Any]) -> str:
 
 
 def of_gaps(figures: dict[str, Any]) -> str:
-    """Return how much of the gap between median and oracle each learned model closes, in percent."""
-    wape, mape = figures["gap_closed_wape"], figures["gap_closed_avg_mape"]
+    """Return the shares of the gap between median and oracle as a Markdown table, in percent."""
+    wape = figures["gap_closed_wape"]
+    mape = figures["gap_closed_avg_mape"]
     rows = [[NAMES.get(name, name), wape[name], mape[name]] for name in wape]
     return table(
         "share of the gap between median and oracle that is closed, % | WAPE | average MAPE", rows
@@ -198,18 +197,11 @@ def of_gaps(figures: dict[str, Any]) -> str:
 
 def of_seeds(figures: dict[str, Any]) -> str:
     """Return the three seeds' figures and the later origins' as two Markdown tables."""
-    seeds = [
-        [f"seed {i}", *pair] for i, pair in enumerate(zip(*figures["seeds"].values(), strict=True))
-    ]
+    pairs = zip(*figures["seeds"].values(), strict=True)
+    seeds = [[f"seed {i}", *pair] for i, pair in enumerate(pairs)]
+    columns = [(f, name) for f in ("avg_mape", "wape") for name in ("median", "v5", "oracle")]
     origins = [
-        [
-            day,
-            *(
-                row[name][figure]
-                for figure in ("avg_mape", "wape")
-                for name in ("median", "v5", "oracle")
-            ),
-        ]
+        [day, *(row[name][figure] for figure, name in columns)]
         for day, row in figures["rolling_origins"].items()
     ]
     head = "first day forecast | average MAPE: median | v5 | oracle | WAPE: median | v5 | oracle"
@@ -217,22 +209,21 @@ def of_seeds(figures: dict[str, Any]) -> str:
 
 
 def of_search(figures: dict[str, Any]) -> str:
-    """Return what search and ALS embeddings brought, the mean of the seeds with their range."""
+    """Return the errors with search and ALS embeddings, the mean of the seeds with its range."""
     lines = [
-        [
-            name,
-            *(
-                f"{sum(v) / len(v):.2f} ({min(v):.2f} to {max(v):.2f})"
-                for v in (row["wape"], row["avg_mape"])
-            ),
-        ]
+        [name, with_range(row["wape"]), with_range(row["avg_mape"])]
         for name, row in figures["search"]["test"].items()
     ]
     return table("hyper-parameters and embeddings | WAPE | average MAPE", lines)
 
 
+def with_range(values: list[float]) -> str:
+    """Return the mean of the values with their range."""
+    return f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
 def of_days(figures: dict[str, Any]) -> str:
-    """Return the seconds of the first training and of the days after it, and of the whole report."""
+    """Return the seconds of the first training, of the daily updates and of the whole report."""
     rows = [
         ["cold start: load, features, training, forecast, publication", figures["cold_start_s"]],
         ["daily update, median of seven", figures["daily_s"]],
@@ -244,7 +235,7 @@ def of_days(figures: dict[str, Any]) -> str:
 
 
 def of_fine_tunes(figures: dict[str, Any]) -> str:
-    """Return the scores of a fine-tuned, a retrained and an untouched model, and what a fine-tune costs."""
+    """Return the scores after thirty days by kind of learning, and the cost of a fine-tune."""
     costs = [
         ["fine-tune with its gate", figures["fine_tune_s"]],
         ["full training", figures["retraining_s"]],
@@ -253,7 +244,7 @@ def of_fine_tunes(figures: dict[str, Any]) -> str:
 
 
 def of_stream(figures: dict[str, Any]) -> str:
-    """Return how fast the stream went, the job's start and end included, and whether it is the batch result."""
+    """Return the stream's rate with the job's start and end, and whether its result is right."""
     row = figures["stream"]
     equal = "to the last cell" if row["equal_to_batch"] else "no"
     return table(
@@ -264,42 +255,40 @@ def of_stream(figures: dict[str, Any]) -> str:
 
 def of_joins(figures: dict[str, Any]) -> str:
     """Return the join table: rows in and out and seconds of each way."""
-    rows, seen = figures["join"]["ways"], figures["join"]["rows"]
+    joined = figures["join"]
+    rows_in = joined["rows"]["positive"]
     lines = [
-        [name.replace("_", " "), seen["positive"], way["rows"], way["seconds"]]
-        for name, way in rows.items()
+        [name.replace("_", " "), rows_in, way["rows"], way["seconds"]]
+        for name, way in joined["ways"].items()
     ]
-    lines.append(
-        [
-            "numpy scatter",
-            seen["positive"],
-            seen["grid"],
-            f"{figures['join']['numpy_scatter_s']:.4f}",
-        ]
-    )
+    scatter = f"{joined['numpy_scatter_s']:.4f}"
+    lines.append(["numpy scatter", rows_in, joined["rows"]["grid"], scatter])
     return table("way | positive rows in | rows out | seconds", lines)
 
 
 def text(figures: dict[str, Any]) -> dict[str, str]:
-    """Return the report's parts, title to Markdown, of what was measured so far."""
+    """Return the report's parts by title, as Markdown, of the figures so far."""
     parts = {"Goals": goals(figures)}
     for name, title in DATA_SETS.items():
         if name in figures:
             parts[f"Scores: {title}"] = of_models(figures[name])
     if "synthetic" in figures:
         parts[f"Scores: {DATA_SETS['synthetic']}"] += f"\n\n{of_gaps(figures)}"
-    for title, needed, write in (
-        ("The article's models", "versions", lambda f: of_models(f["versions"])),
-        ("Spread", "seeds", of_seeds),
-        ("Days", "daily_s", of_days),
-        ("Thirty days", "fine_tunes", of_fine_tunes),
-        ("Negative results", "search", of_search),
-        ("Zero fill", "join", of_joins),
-        ("Stream", "stream", of_stream),
-    ):
+    for title, (needed, write) in PARTS.items():
         if needed in figures:
             parts[title] = write(figures)
     return parts
+
+
+PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "The article's models": ("versions", lambda figures: of_models(figures["versions"])),
+    "Spread": ("seeds", of_seeds),
+    "Days": ("daily_s", of_days),
+    "Thirty days": ("fine_tunes", of_fine_tunes),
+    "Negative results": ("search", of_search),
+    "Zero fill": ("join", of_joins),
+    "Stream": ("stream", of_stream),
+}
 
 
 # --- the steps ---
@@ -308,9 +297,8 @@ def text(figures: dict[str, Any]) -> dict[str, str]:
 def accuracy(operator: Operator, drawn: Path) -> dict[str, Any]:
     """Score the contenders on the operator's last 90 days and draw the plot of them."""
     found, forecasts = measure.compared(operator.series, operator.intensity)
-    plots.days(
-        operator, {NAMES.get(name, name): forecasts[name] for name in ("v5", "median")}, drawn
-    )
+    shown = {NAMES.get(name, name): forecasts[name] for name in ("v5", "median")}
+    plots.days(operator, shown, drawn)
     flat = {
         f"{name}_{figure}": found[name][figure]
         for name in ("median", "lightgbm", "oracle")
@@ -323,8 +311,11 @@ def accuracy(operator: Operator, drawn: Path) -> dict[str, Any]:
 def data_sets(second_cells: int, where: daily.Folders) -> dict[str, Any]:
     """Score the contenders on another operator and on a real series."""
     other = simulate(second_cells, seed=1)
-    found = {"second_operator": measure.compared(other.series, other.intensity)[0]}
-    return found | {"flights": measure.compared(measure.flights(where.root / "flights.parquet"))[0]}
+    flights = measure.flights(where.root / "flights.parquet")
+    return {
+        "second_operator": measure.compared(other.series, other.intensity)[0],
+        "flights": measure.compared(flights)[0],
+    }
 
 
 def joins(operator: Operator, where: daily.Folders, days: int) -> dict[str, Any]:
@@ -350,13 +341,15 @@ def joins(operator: Operator, where: daily.Folders, days: int) -> dict[str, Any]
 @click.option(
     "--events", default=2_000_000, show_default=True, help="events that the stream is timed with"
 )
-@click.option("--steps", default=",".join(STEPS), show_default=True, help="what to do, with commas")
+@click.option(
+    "--steps", default=",".join(STEPS), show_default=True, help="steps to run, separated by commas"
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     default=HERE / "benchmarks" / "results" / "forecast.json",
     show_default=False,
-    help="the figures; default: benchmarks/results/forecast.json",
+    help="file of the figures; default: benchmarks/results/forecast.json",
 )
 @click.option(
     "--plots",
@@ -376,19 +369,30 @@ def main(
     output: Path,
     drawn: Path,
 ) -> None:
-    """Simulate, train once, update seven days, score against every baseline, time the joins, and report."""
-    began, where, report = time.perf_counter(), daily.folders(), Report.of(output)
+    """Simulate an operator, run the steps, and report their figures.
+
+    The steps train once, update seven days, score against every baseline and time the joins.
+    """
+    began = time.perf_counter()
+    where = daily.folders()
+    report = Report.of(output)
     wanted = steps.split(",")
     if unknown := set(wanted) - set(STEPS):
         raise click.BadParameter(f"{', '.join(sorted(unknown))}: the steps are {', '.join(STEPS)}")
     if "days" in wanted:
-        shutil.rmtree(where.root / "compiled", ignore_errors=True)  # a cold start compiles too
+        shutil.rmtree(
+            where.root / "compiled", ignore_errors=True
+        )  # the cold start includes compiling
     cache_compiled(where.root / "compiled")
     click.echo("simulating ...")
     operator = simulate(cells)
-    positive = sum(int((counts > 0).sum()) for counts in operator.hourly)
-    grid = operator.regions * operator.stations * operator.series.days * 24
-    report.save({"keys": len(operator.series.keys), "cells": grid, "positives": positive})
+    report.save(
+        {
+            "keys": len(operator.series.keys),
+            "cells": grid_cells(operator),
+            "positives": count_positives(operator),
+        }
+    )
     acts: dict[str, Callable[[], dict[str, Any]]] = {
         "days": lambda: measure.days_of(operator, where),
         "accuracy": lambda: accuracy(operator, drawn),
@@ -406,9 +410,11 @@ def main(
     if "synthetic" in report.figures:
         plots.errors(report.figures, NAMES, drawn)
     parts = "\n\n".join(f"## {title}\n\n{part}" for title, part in text(report.figures).items())
+    where.root.mkdir(parents=True, exist_ok=True)
     (where.root / "report.md").write_text(f"# Forecast\n\n{parts}\n")
+    seconds = time.perf_counter() - began
     click.echo(
-        f"\n{parts}\n\n{time.perf_counter() - began:.0f} s; figures in {output}, report and forecasts in {where.root}"
+        f"\n{parts}\n\n{seconds:.0f} s; figures in {output}, report and forecasts in {where.root}"
     )
 
 
