@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import ge, itemgetter, le, lt
 from pathlib import Path
 from typing import Any
 
@@ -71,48 +72,64 @@ class Report:
 
 # --- the figures as text ---
 
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound that a figure should keep; ``figure`` raises ``KeyError`` before it is measured."""
+
+    title: str
+    sign: str  # one of COMPARE
+    bound: float
+    figure: Callable[[dict[str, Any]], float]
+
+    def is_met(self, value: float) -> bool:
+        """Return whether a value keeps the bound."""
+        return COMPARE[self.sign](value, self.bound)
+
+
+COMPARE = {"<": lt, "<=": le, ">=": ge}
 GOALS = (
-    (
+    Goal(
         "gap to the oracle closed, average MAPE, %",
-        ">= 60",
-        lambda f: f["gap_closed_avg_mape"]["v5"],
-        lambda v: v >= 60,
+        ">=",
+        60,
+        lambda figures: figures["gap_closed_avg_mape"]["v5"],
     ),
-    (
+    Goal(
         "gap to the oracle closed, WAPE, %",
-        ">= 50",
-        lambda f: f["gap_closed_wape"]["v5"],
-        lambda v: v >= 50,
+        ">=",
+        50,
+        lambda figures: figures["gap_closed_wape"]["v5"],
     ),
-    ("average MAPE, %", "< 10", lambda f: f["avg_mape"], lambda v: v < 10),
-    ("cold start, s", "<= 30", lambda f: f["cold_start_s"], lambda v: v <= 30),
-    ("daily update, forecast and Parquet, s", "<= 3", lambda f: f["daily_s"], lambda v: v <= 3),
-    (
+    Goal("average MAPE, %", "<", 10, itemgetter("avg_mape")),
+    Goal("cold start, s", "<=", 30, itemgetter("cold_start_s")),
+    Goal("daily update, forecast and Parquet, s", "<=", 3, itemgetter("daily_s")),
+    Goal(
         "average MAPE: 30 fine-tunes above the worst of 3 retrainings",
-        "<= 0",
-        lambda f: above(f, "avg_mape"),
-        lambda v: v <= 0,
+        "<=",
+        0,
+        lambda figures: above(figures, "avg_mape"),
     ),
-    (
+    Goal(
         "WAPE: 30 fine-tunes above the worst of 3 retrainings",
-        "<= 0",
-        lambda f: above(f, "wape"),
-        lambda v: v <= 0,
+        "<=",
+        0,
+        lambda figures: above(figures, "wape"),
     ),
-    (
+    Goal(
         "a fine-tune's rows, % of a full training's",
-        "<= 2",
-        lambda f: f["fine_tune_share_of_rows"],
-        lambda v: v <= 2,
+        "<=",
+        2,
+        itemgetter("fine_tune_share_of_rows"),
     ),
-    (
+    Goal(
         "a fine-tune's seconds, % of a full training's",
-        "<= 2",
-        lambda f: f["fine_tune_share_of_seconds"],
-        lambda v: v <= 2,
+        "<=",
+        2,
+        itemgetter("fine_tune_share_of_seconds"),
     ),
-    ("sort-merge over broadcast", ">= 2.5", lambda f: f["join_ratio"], lambda v: v >= 2.5),
-    ("streamed events a second", ">= 100,000", lambda f: f["events_per_s"], lambda v: v >= 100_000),
+    Goal("sort-merge over broadcast", ">=", 2.5, itemgetter("join_ratio")),
+    Goal("streamed events a second", ">=", 100_000, itemgetter("events_per_s")),
 )
 
 
@@ -142,13 +159,15 @@ def shown(value: Any) -> str:
 def goals(figures: dict[str, Any]) -> str:
     """Return the figures against the goals as a Markdown table, also those not measured yet."""
     rows = []
-    for title, goal, figure, met in GOALS:
+    for goal in GOALS:
+        bound = f"{goal.sign} {goal.bound:,}"
         try:
-            value = figure(figures)
+            value = goal.figure(figures)
         except KeyError:
-            rows.append([title, goal, "not measured", ""])
+            rows.append([goal.title, bound, "not measured", ""])
         else:
-            rows.append([title, goal, f"{value:,}", "met" if met(value) else "missed"])
+            verdict = "met" if goal.is_met(value) else "missed"
+            rows.append([goal.title, bound, f"{value:,}", verdict])
     for data_set in [name for name in DATA_SETS if name in figures]:
         for rival in LIGHTGBMS:
             lost = lost_to(figures[data_set], rival)
@@ -228,7 +247,7 @@ def of_days(figures: dict[str, Any]) -> str:
         ["cold start: load, features, training, forecast, publication", figures["cold_start_s"]],
         ["daily update, median of seven", figures["daily_s"]],
         ["the first of them, which compiles", figures["daily_seconds"][0]],
-        ["as a command of its own, with Python's start and imports", figures["daily_command_s"]],
+        ["as a command, with Python's start and imports", figures["daily_command_s"]],
         ["every step of the report together", sum(figures["step_seconds"].values())],
     ]
     return table("what | seconds", rows)
@@ -376,23 +395,18 @@ def main(
     began = time.perf_counter()
     where = daily.folders()
     report = Report.of(output)
-    wanted = steps.split(",")
-    if unknown := set(wanted) - set(STEPS):
+    chosen = steps.split(",")
+    if unknown := set(chosen) - set(STEPS):
         raise click.BadParameter(f"{', '.join(sorted(unknown))}: the steps are {', '.join(STEPS)}")
-    if "days" in wanted:
-        shutil.rmtree(
-            where.root / "compiled", ignore_errors=True
-        )  # the cold start includes compiling
-    cache_compiled(where.root / "compiled")
+    compiled = where.root / "compiled"
+    if "days" in chosen:  # the cold start includes compiling
+        shutil.rmtree(compiled, ignore_errors=True)
+    cache_compiled(compiled)
     click.echo("simulating ...")
     operator = simulate(cells)
-    report.save(
-        {
-            "keys": len(operator.series.keys),
-            "cells": grid_cells(operator),
-            "positives": count_positives(operator),
-        }
-    )
+    keys = len(operator.series.keys)
+    cells, positives = grid_cells(operator), count_positives(operator)
+    report.save({"keys": keys, "cells": cells, "positives": positives})
     acts: dict[str, Callable[[], dict[str, Any]]] = {
         "days": lambda: measure.days_of(operator, where),
         "accuracy": lambda: accuracy(operator, drawn),
@@ -405,17 +419,23 @@ def main(
         "stream": lambda: measure.stream_speed(operator, where.root, events),
     }
     for name, act in acts.items():
-        if name in wanted:
+        if name in chosen:
             report.step(name, act)
+    parts = written(report, where, drawn)
+    seconds = time.perf_counter() - began
+    click.echo(
+        f"\n{parts}\n\n{seconds:.0f} s; figures in {output}, report and forecasts in {where.root}"
+    )
+
+
+def written(report: Report, where: daily.Folders, drawn: Path) -> str:
+    """Draw the errors and write the report's file; returns its text without the title."""
     if "synthetic" in report.figures:
         plots.errors(report.figures, NAMES, drawn)
     parts = "\n\n".join(f"## {title}\n\n{part}" for title, part in text(report.figures).items())
     where.root.mkdir(parents=True, exist_ok=True)
     (where.root / "report.md").write_text(f"# Forecast\n\n{parts}\n")
-    seconds = time.perf_counter() - began
-    click.echo(
-        f"\n{parts}\n\n{seconds:.0f} s; figures in {output}, report and forecasts in {where.root}"
-    )
+    return parts
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ WARM_UP_RATE = 1_000  # samples/s; this rate is measured first, right after the 
 CHUNK_SECONDS = 5.0  # the warm-up ends when two chunks have nearly the same median age
 ALIKE = 0.2  # relative difference of these medians
 BIN_SECONDS = 0.5  # of the plot of the age over time
-POLL_SECONDS = 0.02  # between two looks at what Redis does; a rewrite takes longer
+POLL_SECONDS = 0.02  # between two questions to Redis; a rewrite takes longer
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def _summary(environment, **_: object) -> None:
             f"p50 {young:.0f} ms, p99 {old:.0f} ms, max {oldest:.0f} ms"
         )
         found = {
-            "command": "make bench-page beside PRODUCER_RATE=1000 make run",
+            "command": "make bench-page, while PRODUCER_RATE=1000 make run runs",
             "requests": total.num_requests,
             "errors": total.num_failures,
             "p50_ms": p50,

@@ -87,7 +87,7 @@ def faults(found: dict[str, Any]) -> str:
         f"twice**. Of {found['commits']:,} commits, {found['compared']:,} hold bit for bit the "
         f"model that one process trains on the same batches. {found['skipped']:,} messages were "
         "skipped deliberately with `accept`, after retention had deleted them or the topic had "
-        f"been recreated. {found['outputs_twice']:,} outputs may stand twice, after submissions "
+        f"been recreated. {found['outputs_twice']:,} outputs may appear twice, after submissions "
         "without `-s`."
     )
     recoveries = table(["fault", "times", "recovery, median", "recovery, max"], rows)
