@@ -308,15 +308,19 @@ def catching_up(stack: Stack, waiting: int) -> dict[str, Any]:
     finally:
         watch.end()
         view.cancel_job(job)
-    ages = np.array(times or [0.0]) * 1000
     found = {
         "waiting": waiting,
         "seconds": round(seconds, 2),
-        "page_ms_p50": round(float(np.median(ages)), 1),
-        "page_ms_p99": round(float(np.percentile(ages, 99)), 1),
+        "page_ms_p50": _percentile_ms(times, 50),
+        "page_ms_p99": _percentile_ms(times, 99),
     }
     print(f"growth: catching up: {found}", flush=True)
     return found
+
+
+def _percentile_ms(times: list[float], percent: float) -> float | None:
+    """Return a percentile of seconds in ms, or None where the page had no time to answer."""
+    return round(1000 * float(np.percentile(times, percent)), 1) if times else None
 
 
 def predict(config: Settings) -> dict:

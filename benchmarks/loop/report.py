@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 
 from harness.markdown import table
 
+SHORT = "too short to measure"
 PERCENTILES = ("p50", "p99", "max")
 GOALS = {
     "row_udf": 250,
@@ -115,7 +116,7 @@ def _throughput(results: dict[str, Any]) -> str:
 def _rates(row: dict[str, Any]) -> list[str]:
     """Return a row's median and its range, or that its runs were too short."""
     if "median" not in row:
-        return ["too short to measure", ""]
+        return [SHORT, ""]
     return [f"{row['median']:,.0f}", f"{row['min']:,.0f} to {row['max']:,.0f}"]
 
 
@@ -252,7 +253,8 @@ def _recovery(kills: dict[str, Any]) -> str:
 
 def _catching_up(row: dict[str, Any]) -> str:
     """Return how long the waiting samples took, and the page's answer times meanwhile."""
-    return table([name.replace("_", " ") for name in row], [[*row.values()]])
+    figures = [SHORT if figure is None else figure for figure in row.values()]
+    return table([name.replace("_", " ") for name in row], [figures])
 
 
 def _memory_table(memory: dict[str, Any]) -> str:
