@@ -4,8 +4,11 @@ WORKDIR /app
 # The full image, as one dependency (crcmod) has no wheel and is compiled.
 RUN python -m venv .local/venv
 ENV PATH=/app/.local/venv/bin:$PATH
-COPY requirements.txt .
-RUN pip install --no-cache-dir -r requirements.txt
+COPY requirements.txt ./
+COPY requirements requirements
+RUN pip install --no-cache-dir --require-hashes -r requirements/uv.lock \
+    && uv pip install --no-cache --python .local/venv --require-hashes \
+        -c requirements/project.lock -r requirements.txt
 COPY . .
 # local/java/kafka is left out by .dockerignore: of the jars only the connector and its zstd come along, checked against its lock.
 RUN python -c "from settings import settings; from local import fetch, flink_cluster; fetch.fetch_jars(); \

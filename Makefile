@@ -49,6 +49,19 @@ fuzz-page: ## send 10,000 fuzzed bodies to the page
 clean: ## delete what make run created in RUN_DIR; in the default .local also the environment
 	@$(PROJECT) --clean
 
+.PHONY: lock audit licences sbom
+lock: ## write requirements/*.lock from the requirements files
+	@$(PROJECT) -m local.supply_chain lock
+
+audit: ## look up known vulnerabilities of all locked packages
+	@$(PROJECT) --audit -m local.supply_chain audit
+
+licences: ## list the licence of every package
+	@$(PROJECT) --audit -m local.supply_chain licences
+
+sbom: ## write .local/sbom.json, a bill of materials (CycloneDX)
+	@$(PROJECT) --audit -m local.supply_chain sbom
+
 .PHONY: docs forecast forecast-dags
 docs: ## generate docs/settings.md, docs/benchmarks.md and the figures in README.md
 	@$(PROJECT) --dev -W ignore -m benchmarks.pages

@@ -218,8 +218,8 @@ def _abort_open_transactions(
 ) -> None:
     """Abort the open transactions of earlier submissions.
 
-    The submission that ``flink run -s`` restores keeps its transactions. Without ``-s`` the consumer
-    group starts at the model's position if that is lower than its own.
+    The submission that ``flink run -s`` restores keeps its transactions. Without ``-s`` the
+    consumer group starts at the model's position if that is lower than its own.
     """
     options = Configuration(j_configuration=env._j_stream_execution_environment.getConfiguration())
     restored = options.get_string("execution.state-recovery.path", "")

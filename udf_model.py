@@ -41,7 +41,7 @@ class OnlineLearner(ScalarFunction):
         return False
 
     def open(self, function_context: FunctionContext) -> None:
-        """Connect, take the lease and load the model; raises ``StopJob`` if the topic doesn't fit."""
+        """Connect, take the lease and load the model; raises ``StopJob`` if it can't continue."""
         self.trainer = Trainer(of_a_job(self.settings), self.submission)
         self.trainer.open()
         self.metrics = Metrics(function_context.get_metric_group(), self.trainer)
@@ -93,14 +93,18 @@ def end_bundles_at_once() -> None:
 
 
 class Metrics:
-    """What Flink shows of the learning, in metric group ``online_ml``.
+    """The learner's metrics in Flink, group ``online_ml``.
 
-    Flink's Python gauges are whole numbers, so shares are in 1/10,000. ``sample_count``: samples that
-    this task learned. ``seen_before``: those of them that the model had learned before.
-    ``prediction_acc``: prequential accuracy since the model began. ``prediction_acc_new``: the same
-    for samples not seen before. ``metric_distribution_y``: labels. ``total_10_sec``,
-    ``right_10_sec``: predicted and rightly predicted in the last 10 s. ``model_version``,
-    ``saved_at`` (seconds since 1970). ``rejected``, and one counter per reason.
+    Flink's Python gauges are whole numbers, so shares are in 1/10,000.
+
+    ``sample_count``: samples that this task learned.
+    ``seen_before``: those of them that the model had learned before.
+    ``prediction_acc``: prequential accuracy since the model began.
+    ``prediction_acc_new``: the same for samples not seen before.
+    ``metric_distribution_y``: labels.
+    ``total_10_sec``, ``right_10_sec``: samples predicted, and predicted rightly, in the last 10 s.
+    ``model_version``. ``saved_at``: seconds since 1970.
+    ``rejected``, ``rejected_<reason>``: messages rejected, in all and for each reason.
     """
 
     def __init__(self, group: Any, trainer: Trainer) -> None:

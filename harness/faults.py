@@ -469,7 +469,7 @@ def make_the_topic_anew(t: Trial) -> None:
     brokers.create_topics(t.settings)
     assert until(t.log.topic_id, 30, "the topic is there") != old
     t.produce()
-    t.stopped_with("deleted and made again", job)
+    t.stopped_with("deleted and recreated", job)
     t.cancel()
     accept(t)
     t.submit()

@@ -3,8 +3,9 @@
     python3 local/bootstrap.py [SET...] PROGRAM [ARGUMENT...]
     python3 local/bootstrap.py --clean
 
-SET adds packages to those of requirements.txt: --dev, --bench or --forecast. --contenders and
---airflow each create a separate environment. Only Python 3.11 or 3.12 is needed. Everything is
+SET adds packages to those of requirements.txt: --dev, --bench or --forecast. --contenders,
+--airflow and --audit each create a separate environment. Every package is checked against the
+hashes in requirements/*.lock, which ``make lock`` writes. Only Python 3.11 or 3.12 is needed. Everything is
 created in .local, and nothing is installed twice.
 """
 
@@ -37,10 +38,17 @@ LOCAL = HERE / ".local"
 VENV = LOCAL / "venv"
 PYTHON = VENV / "bin" / "python"
 LOG = LOCAL / "log" / "setup.log"
-UV = "uv==0.13.8"  # needs a tenth of pip's time
+UV = "requirements/uv.lock"
 DISK_BYTES = 3_000_000_000
 AIRFLOW_VENV = LOCAL / "venv-airflow"
 CONTENDERS_VENV = LOCAL / "venv-bench"
+AUDIT_VENV = LOCAL / "venv-audit"
+LOCKS = {
+    VENV: "requirements/project.lock",
+    AIRFLOW_VENV: "requirements/airflow.lock",
+    CONTENDERS_VENV: "requirements/contenders.lock",
+    AUDIT_VENV: "requirements/audit.lock",
+}
 BASE = "requirements.txt"
 SETS = {  # option -> environment, requirements file
     "--dev": (VENV, "requirements/dev.txt"),
@@ -48,11 +56,13 @@ SETS = {  # option -> environment, requirements file
     "--forecast": (VENV, "forecast/requirements.txt"),
     "--contenders": (CONTENDERS_VENV, "benchmarks/contenders/requirements.txt"),
     "--airflow": (AIRFLOW_VENV, "forecast/requirements-airflow.txt"),
+    "--audit": (AUDIT_VENV, "requirements/audit.txt"),
 }
 MADE = (
     "venv",
     "venv-airflow",
     "venv-bench",
+    "venv-audit",
     "java",
     "forecast",
     "log",
@@ -160,7 +170,8 @@ def make_environment(venv: Path, requirements: str) -> None:
     if requirements not in files:
         files.append(requirements)
     stamp = venv / f"{requirements.replace('/', '-')}.sha256"
-    pins = hashlib.sha256(b"".join(path.read_bytes() for path in included(files))).hexdigest()
+    pinned = [*included(files), HERE / LOCKS[venv]]
+    pins = hashlib.sha256(b"".join(path.read_bytes() for path in pinned)).hexdigest()
     python = venv / "bin" / "python"
     if python.exists() and stamp.exists() and stamp.read_text() == pins:
         return
@@ -175,8 +186,9 @@ def make_environment(venv: Path, requirements: str) -> None:
     if not python.exists():
         step(venv.name, [uv, "venv", "--python", str(PYTHON), str(venv)])
     named = [argument for file in files for argument in ("-r", str(HERE / file))]
-    target = ["--python", str(python), "--compile-bytecode"]
-    step(f"packages of {requirements}", [uv, "pip", "install", *target, *named])
+    options = ["--python", str(python), "--compile-bytecode"]
+    hashes = ["--require-hashes", "-c", str(HERE / LOCKS[venv])]
+    step(f"packages of {requirements}", [uv, "pip", "install", *options, *hashes, *named])
     stamp.write_text(pins)
 
 
@@ -186,7 +198,8 @@ def make_uv() -> None:
         step("virtual environment", [sys.executable, "-m", "venv", "--clear", str(VENV)])
     if not (VENV / "bin" / "uv").exists():
         pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check"]
-        step("uv", [*pip, "--timeout", "20", "--retries", "2", "install", UV])
+        patience = ["--timeout", "20", "--retries", "2"]
+        step("uv", [*pip, *patience, "install", "--require-hashes", "-r", str(HERE / UV)])
 
 
 def included(requirements: list[str]) -> list[Path]:

@@ -1,7 +1,8 @@
 """The archive of code that Flink's workers import.
 
-Flink unpacks a zip and puts its root on the workers' path. Of a folder it puts the folder itself there, so
-``loop/`` would have to be imported as ``trainer``; that is why one zip travels with the job.
+Flink unpacks a zip and puts its root on the workers' import path. A folder goes on that path
+itself, so its modules lose their package: ``loop/trainer.py`` would be imported as ``trainer``.
+That is why one zip travels with the job.
 """
 
 import sys
@@ -21,9 +22,9 @@ MODULES = ("settings.py", "paths.py", "udf_model.py")
 def write_archive(path: Path, names: Iterable[str]) -> Path:
     """Write the zip and return its path.
 
-    ``names``: the user's own modules, importable here. A module travels with its package, or with the
-    modules beside it that it has imported; what is installed on this machine's Python stays behind,
-    as the workers' Python has it, too.
+    ``names``: the user's own modules, importable here. A module of a package travels with the whole
+    package. Any other module travels with the modules in its folder that are imported by now. What
+    this machine's Python has installed stays behind, because the workers' Python has it, too.
     """
     files = {HERE / name: name for name in MODULES}
     for package in PACKAGES:
@@ -31,8 +32,8 @@ def write_archive(path: Path, names: Iterable[str]) -> Path:
     for name in names:
         files |= _own(import_module(name))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file, place in sorted(files.items()):
-            archive.write(file, place)
+        for file, name_in_zip in sorted(files.items()):
+            archive.write(file, name_in_zip)
     return path
 
 
@@ -41,29 +42,29 @@ def _package(folder: Path) -> dict[Path, str]:
 
 
 def _own(module: ModuleType) -> dict[Path, str]:
-    """Return {file: place in the archive} of a user's module and of what it needs beside it."""
+    """Return {file: name in the archive} of a user's module and the modules that it needs."""
     file = Path(str(module.__file__)).resolve()
     top = module.__name__.partition(".")[0]
     if top in PACKAGES or _is_installed(file):
         return {}
     if top != module.__name__:
-        return _package(Path(next(iter(sys.modules[top].__path__))).resolve())
-    return {beside: beside.name for beside in (file, *_imported_from(file.parent))}
+        folder = Path(next(iter(sys.modules[top].__path__)))
+        return _package(folder.resolve())
+    needed = [file, *_imported_from(file.parent)]
+    return {path: path.name for path in needed}
 
 
 def _imported_from(folder: Path) -> Iterator[Path]:
+    """Yield the files of the top-level modules in ``folder`` that this process has imported."""
     for name, module in list(sys.modules.items()):
+        if "." in name or name == "__main__":
+            continue
         file = getattr(module, "__file__", None)
-        if (
-            file
-            and "." not in name
-            and name != "__main__"
-            and Path(file).resolve().parent == folder
-        ):
+        if file and Path(file).resolve().parent == folder:
             yield Path(file).resolve()
 
 
 def _is_installed(file: Path) -> bool:
     paths = sysconfig.get_paths()
-    homes = (Path(paths[name]).resolve() for name in ("purelib", "platlib", "stdlib"))
+    homes = [Path(paths[name]).resolve() for name in ("purelib", "platlib", "stdlib")]
     return any(file.is_relative_to(home) for home in homes)

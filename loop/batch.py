@@ -1,4 +1,4 @@
-"""A batch: messages of the input topic with the places where Kafka holds them."""
+"""A batch: messages of the input topic with their partitions and offsets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Batch:
-    """Messages in the order in which they are learned; offsets of one partition grow.
+    """Messages in the order in which they are learned; the offsets of one partition grow.
 
     ``payloads``: bytes, or None for a tombstone. ``partitions``, ``offsets``: int64 (messages,).
     """
@@ -21,12 +21,13 @@ class Batch:
     @classmethod
     def of_partition(cls, partition: int, records: Sequence[tuple[int, bytes | None]]) -> "Batch":
         """Return the batch of one partition's records, each an offset and a payload."""
+        payloads = [payload for _, payload in records]
         offsets = np.array([offset for offset, _ in records], dtype=np.int64)
-        return cls([payload for _, payload in records], np.full(len(offsets), partition), offsets)
+        return cls(payloads, np.full(len(offsets), partition), offsets)
 
     @cached_property
     def by_partition(self) -> dict[int, np.ndarray]:
-        """Return {partition: its offsets}."""
+        """Return {partition: its offsets, int64}."""
         return {
             partition: self.offsets[self.partitions == partition]
             for partition in np.unique(self.partitions).tolist()
@@ -40,19 +41,22 @@ class Batch:
         if len(self.by_partition) == 1:
             [partition] = self.by_partition
             return self.offsets >= progress.get(partition, 0)
-        found, places = np.unique(self.partitions, return_inverse=True)
-        following = np.array([progress.get(p, 0) for p in found.tolist()], dtype=np.int64)
-        return self.offsets >= following[places]
+        partitions, indices = np.unique(self.partitions, return_inverse=True)
+        following = np.array([progress.get(p, 0) for p in partitions.tolist()], dtype=np.int64)
+        return self.offsets >= following[indices]
 
     def newest(self, which: np.ndarray) -> dict[int, int]:
-        """Return {partition: place in the batch of its last message that is in ``which``}."""
+        """Return {partition: index in the batch of its last message among ``which``}.
+
+        ``which``: bool (messages,).
+        """
         last = {}
         for partition in self.by_partition:
-            places = np.flatnonzero(which & (self.partitions == partition))
-            if len(places):
-                last[partition] = int(places[-1])
+            indices = np.flatnonzero(which & (self.partitions == partition))
+            if len(indices):
+                last[partition] = int(indices[-1])
         return last
 
     def place(self, i: int) -> str:
-        """Return partition and offset of a message as words."""
+        """Return partition and offset of message ``i`` as words."""
         return f"partition {self.partitions[i]} offset {self.offsets[i]}"

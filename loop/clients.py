@@ -1,8 +1,8 @@
 """Kafka's sender and reader for commands.
 
-Delivery: every message is acknowledged by all in-sync replicas and stands in its partition once and in
-the order of sending, through retries and restarts of the broker (idempotent producer). A message
-without an answer when the process ends may or may not have arrived.
+Delivery: all in-sync replicas acknowledge each message. It is in its partition once and in the
+order of sending, also after retries and restarts of the broker (idempotent producer). A message
+that Kafka has not answered when the process ends may or may not have arrived.
 """
 
 import logging
@@ -29,23 +29,21 @@ from loop.messages import MAX_MESSAGE_BYTES
 from settings import Settings, UserError
 
 PATIENCE = 10.0  # seconds that Kafka has to answer, at the start and at the end
-BATCH_BYTES = (
-    262_144  # a batch of many small messages stays well below the topic's limit for one message
-)
+# A batch of many small messages stays well below the topic's limit for one message.
+BATCH_BYTES = 262_144
 MAX_WAITING = 50_000  # messages without an answer; the client's queue holds twice as many
 
 log = logging.getLogger(__name__)
-log.addHandler(
-    logging.NullHandler()
-)  # librdkafka's own messages: not on the terminal, there for who asks logging
+# librdkafka logs here. Its lines stay off the terminal unless the program sets up logging.
+log.addHandler(logging.NullHandler())
 
 
 class ClientError(UserError):
-    """Kafka, its login, the topic or a file stops the command."""
+    """The command can't run, because of Kafka, its login, the topic or a file."""
 
 
 class Link:
-    """What Kafka's client last complained of, and the sentences made of it."""
+    """The link of a client to Kafka: its settings, its last trouble, and errors as sentences."""
 
     def __init__(self, s: Settings) -> None:
         self.address = s.kafka_bootstrap_servers
@@ -60,29 +58,31 @@ class Link:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             return  # always comes with the error that says why
         self.refused = error.code() == KafkaError._AUTHENTICATION
-        # "ssl://host:9092/bootstrap: Connect failed: refused (after 1ms in state CONNECT)": the middle is the reason.
+        # The reason is the middle of
+        # "ssl://host:9092/bootstrap: Connect failed: refused (after 1ms in state CONNECT)".
         self.trouble = re.sub(r"^\S*/\S+: | \(after \d+ms in state .*\)", "", error.str())
 
     def open(self, client_type: Callable[[dict[str, Any]], Any], config: dict[str, Any]) -> Any:
-        """Return a client; raises ``ClientError`` for a setting that the client can't use."""
+        """Return a new client; raises ``ClientError`` for a setting that the client can't use."""
         try:
             return client_type(self.config | config)
         except KafkaException as error:
-            raise ClientError(
-                f"The settings for Kafka don't work: {error.args[0].str()}."
-            ) from error
+            reason = error.args[0].str()
+            raise ClientError(f"The settings for Kafka don't work: {reason}.") from error
 
     def partitions(self, client: Producer | Consumer, topic: str) -> list[int]:
-        """Return the topic's partitions; raises ``ClientError`` where Kafka, its login or the topic is missing."""
+        """Return the topic's partitions.
+
+        Raises ``ClientError`` if Kafka does not answer, refuses the login or has no such topic.
+        """
+        retrying = Retrying(
+            retry=retry_if_exception_type(KafkaException),
+            stop=stop_after_delay(PATIENCE),
+            wait=wait_fixed(0.2),
+            reraise=True,
+        )
         try:
-            for attempt in Retrying(
-                retry=retry_if_exception_type(KafkaException),
-                stop=stop_after_delay(PATIENCE),
-                wait=wait_fixed(0.2),
-                reraise=True,
-            ):
-                with attempt:
-                    topics = self._topics(client)
+            topics = retrying(self._topics, client)
         except KafkaException as error:
             raise self.error(error.args[0]) from error
         if topic not in topics:
@@ -91,40 +91,36 @@ class Link:
 
     def _topics(self, client: Producer | Consumer) -> dict[str, Any]:
         try:
-            # All topics, not one by its name: a broker may make a topic that is asked for by name.
+            # All topics, because a broker may create a topic that a client asks for by name.
             return client.list_topics(timeout=2).topics
         except KafkaException as error:
-            client.poll(0)  # hands over the reason
+            client.poll(0)  # calls _on_error with the reason
             if self.refused:
                 raise self.error(error.args[0]) from error
             raise
 
     def error(self, error: KafkaError) -> ClientError:
-        """Return a Kafka error as a sentence that says where and what to look at."""
-        reason = (
-            self.trouble or "it closes the connection, is KAFKA_SECURITY_PROTOCOL right?"
-        ).rstrip(".")
+        """Return a Kafka error as a sentence that says where it happened and what to check."""
+        closed = "it closes the connection. Is KAFKA_SECURITY_PROTOCOL right?"
+        reason = (self.trouble or closed).rstrip(".")
         if self.refused:
             return ClientError(
                 f"Kafka at {self.address} refused the login: {reason}. "
-                "See KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD and KAFKA_SASL_MECHANISM."
+                "Check KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD and KAFKA_SASL_MECHANISM."
             )
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             return ClientError(
                 f"The message is too large: Kafka at {self.address} and this producer "
                 f"take at most {MAX_MESSAGE_BYTES:,} bytes."
             )
-        if error.code() in (
-            KafkaError._TRANSPORT,
-            KafkaError._TIMED_OUT,
-            KafkaError._MSG_TIMED_OUT,
-        ):
+        silence = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT)
+        if error.code() in silence:
             return ClientError(f"Kafka at {self.address} does not answer: {reason}")
         return ClientError(f"Kafka at {self.address}: {error.str().rstrip('.')}.")
 
 
 class Sender:
-    """Sends to one topic and counts what Kafka acknowledged; raises ``ClientError`` where it can't."""
+    """Sends to one topic and counts what Kafka acknowledged; raises ``ClientError`` on failure."""
 
     def __init__(self, s: Settings, topic: str) -> None:
         self.topic = topic
@@ -149,17 +145,19 @@ class Sender:
         return len(self._producer)
 
     def send(self, value: bytes, acknowledged: Callable[[Message], None] | None = None) -> None:
-        """Hand one message to the client's queue; ``acknowledged`` is called with it once Kafka has it."""
+        """Hand one message to the client's queue.
+
+        ``acknowledged`` is called with the message after Kafka has acknowledged it.
+        """
 
         def answer(error: KafkaError | None, message: Message) -> None:
             self._answer(error, message)
             if error is None and acknowledged is not None:
                 acknowledged(message)
 
+        on_delivery = answer if acknowledged else self._answer
         try:
-            self._producer.produce(
-                self.topic, value, on_delivery=answer if acknowledged else self._answer
-            )
+            self._producer.produce(self.topic, value, on_delivery=on_delivery)
         except KafkaException as error:
             raise self.link.error(error.args[0]) from error
 
@@ -171,7 +169,10 @@ class Sender:
             self._failure = error
 
     def collect(self) -> None:
-        """Take in the answers that have come; raises ``ClientError`` where Kafka refused a message for good."""
+        """Process the answers that have arrived.
+
+        Raises ``ClientError`` if Kafka finally refused a message.
+        """
         self._producer.poll(0)
         if self._failure is not None:
             raise self.link.error(self._failure)
@@ -184,14 +185,17 @@ class Sender:
     def outcome(self) -> str:
         """Return in a sentence what was acknowledged and what has no answer."""
         many = "" if self.acknowledged == 1 else "s"
-        text = f"{self.acknowledged:,} sample{many} acknowledged, topic {self.topic}, Kafka at {self.link.address}."
-        return (
-            f"{text} {self.waiting:,} more were sent without an answer." if self.waiting else text
+        text = (
+            f"{self.acknowledged:,} sample{many} acknowledged, topic {self.topic}, "
+            f"Kafka at {self.link.address}."
         )
+        if self.waiting:
+            text += f" {self.waiting:,} more were sent, but Kafka has not acknowledged them."
+        return text
 
 
 class Reader:
-    """Reads a topic as far as its transactions are committed; it belongs to no group and commits nothing."""
+    """Reads the committed messages of a topic; joins no group and commits no offsets."""
 
     def __init__(self, s: Settings, topic: str) -> None:
         self.topic = topic
@@ -210,7 +214,8 @@ class Reader:
 
     def everything(self, stop: Event) -> Iterator[Message]:
         """Yield what is in the topic now, each partition in its order."""
-        yield from self._until_the_end({p: OFFSET_BEGINNING for p in self._partitions}, stop)
+        starts = dict.fromkeys(self._partitions, OFFSET_BEGINNING)
+        yield from self._until_the_end(starts, stop)
 
     def last(self, number: int, stop: Event) -> list[Message]:
         """Return the last ``number`` messages by their time, from all partitions together."""
@@ -219,27 +224,24 @@ class Reader:
             bounds = {p: self._bounds(p) for p in self._partitions}
             starts = {p: max(low, high - span) for p, (low, high) in bounds.items()}
             found = list(self._until_the_end(starts, stop))
-            # Offsets also count transaction markers and aborted messages: look further back until there are enough.
-            if (
-                len(found) >= number
-                or all(starts[p] == low for p, (low, _) in bounds.items())
-                or stop.is_set()
-            ):
-                return sorted(found, key=lambda message: message.timestamp()[1])[-number:]
+            whole = all(starts[p] == low for p, (low, _) in bounds.items())
+            if len(found) >= number or whole or stop.is_set():
+                found.sort(key=lambda message: message.timestamp()[1])
+                return found[-number:]
+            # Transaction markers and aborted messages have offsets, too, so read a longer span.
             span *= 4
 
     def new(self, stop: Event) -> Iterator[Message]:
-        """Yield what comes after the messages read so far, until ``stop``."""
+        """Yield the messages after those read so far, until ``stop`` is set."""
         while not stop.is_set():
             message = self._poll(0.2)
             if message is not None and message.error() is None:
                 yield message
 
     def _bounds(self, partition: int) -> tuple[int, int]:
+        place = TopicPartition(self.topic, partition)
         try:
-            return self._consumer.get_watermark_offsets(
-                TopicPartition(self.topic, partition), timeout=PATIENCE
-            )
+            return self._consumer.get_watermark_offsets(place, timeout=PATIENCE)
         except KafkaException as error:
             raise self.link.error(error.args[0]) from error
 
@@ -254,19 +256,21 @@ class Reader:
                     raise self.link.error(KafkaError(KafkaError._TIMED_OUT))
                 continue
             heard = time.monotonic()
-            partition, offset, at_the_end = (
-                message.partition() or 0,
-                message.offset() or 0,
-                message.error() is not None,
-            )
+            partition = message.partition() or 0
+            offset = message.offset() or 0
+            at_the_end = message.error() is not None
             if not at_the_end:
                 yield message
-            # Where the messages stop being committed, or the end as it was at the start: a busy topic has no other.
+            # A partition ends with its last committed message, or at the end that it had at first,
+            # because a busy topic never runs out of messages.
             if at_the_end or offset + 1 >= ends.get(partition, 0):
                 ends.pop(partition, None)
 
     def _poll(self, seconds: float) -> Message | None:
-        """Return a message, a mark that a partition's end is reached (its ``error()`` is set), or None."""
+        """Return a message, None, or a mark that a partition's end is reached.
+
+        Such a mark has its ``error()`` set.
+        """
         message = self._consumer.poll(seconds)
         error = message.error() if message is not None else None
         if error is not None and error.code() != KafkaError._PARTITION_EOF:
@@ -275,7 +279,7 @@ class Reader:
 
 
 def stop_on_signals() -> Event:
-    """Return an event that SIGINT and SIGTERM set; the second one ends the process at once."""
+    """Return an event that SIGINT and SIGTERM set; a second signal ends the process at once."""
     stop = Event()
 
     def ask(number: int, frame: FrameType | None) -> None:

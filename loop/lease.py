@@ -1,8 +1,8 @@
-"""One submission of the job owns the model at a time: a lease in Redis, renewed while the job lives.
+"""The lease in Redis with which one submission of the job owns the model.
 
-Two jobs on one consumer group would abort each other's Kafka transactions and learn each sample twice. A submission that
-slept through the end of its lease does not get it back from a newer one that has committed since, not even when both start
-again at once.
+Two jobs on one consumer group would abort each other's Kafka transactions and learn each sample
+twice. A running job renews its lease. A submission that lost its lease while it was suspended does
+not get it back after a newer one has committed, not even when both restart at the same time.
 """
 
 import logging
@@ -14,14 +14,13 @@ import redis
 
 from loop.model_store import SUBMISSION, LeaseError, ModelStore
 
-LEASE_MS = 6_000  # how long a lease outlives the last sign of its holder
+LEASE_MS = 6_000  # how long a lease lasts after its last renewal
 RENEW_SECONDS = 1.5
-STARTING_MS = (
-    60_000  # how long a client's lease waits for the job's tasks to come up and take it over
-)
+STARTING_MS = 60_000  # how long the client's lease lasts until the job's tasks renew it
 
-# Takes the lease if it is free or ours. A newer submission that has committed keeps older ones away
-# for ever; a lease without an end, out of a backup for instance, gets one, as its holder would renew it.
+# Takes the lease if it is free or ours. After a newer submission has committed, older ones never
+# get it. A lease without an expiry, from a backup for instance, gets one, because a live holder
+# would renew it.
 _TAKE = """
 local lease_key, meta_key = unpack(KEYS)
 local submission, lease_ms, longest_ms = unpack(ARGV)
@@ -41,17 +40,18 @@ if redis.call('GET', lease_key) == submission then return redis.call('DEL', leas
 return 0
 """
 
-TAKEN, SUPERSEDED = -1, -2  # answers of taking other than how long another's lease lasts, in ms
+# Answers of the script; any other is how long another submission's lease lasts, in ms.
+TAKEN, SUPERSEDED = -1, -2
 
 log = logging.getLogger(__name__)
 
 
 def new_submission(store: ModelStore) -> str:
-    """Return a submission id, made once on the client and the same across restarts.
+    """Return a new submission id; the client makes it once, and restarts keep it.
 
-    It sorts after the one that committed last, also where a clock was ahead then.
+    It sorts after the submission that committed last, even if the clock was ahead then.
     """
-    seconds, microseconds = store.redis.time()  # of Redis: clients' clocks differ
+    seconds, microseconds = store.redis.time()  # from Redis, because clients' clocks differ
     now = int(time.strftime("%Y%m%d%H%M%S", time.gmtime(seconds)) + f"{microseconds:06d}")
     if newest := SUBMISSION.fullmatch(store.newest_submission()):
         day, second, fraction = newest.groups(default="999999")
@@ -73,28 +73,27 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def take(self, lease_ms: int = LEASE_MS) -> None:
-        """Take the lease, waiting for one that nobody renews to run out.
+        """Take the lease; waits until another's lease has expired that nobody renews.
 
-        Raises ``LeaseError`` where somebody does, or where a newer submission has committed.
+        Raises ``LeaseError`` if its holder renews it, or if a newer submission has committed.
         """
         last = None
         while (left := self._try(lease_ms)) >= 0:
             if last is not None and left > last:
-                holder = (self.redis.get(self.keys.lease) or b"?").decode(errors="replace")
+                holder = self.redis.get(self.keys.lease) or b"?"
                 raise LeaseError(
-                    f"Another submission of this job ({holder}) is running on the model {self.keys.model}: "
-                    "stop it first. A second pipeline needs its own MODEL_KEY and KAFKA_GROUP."
+                    f"Another submission of this job ({holder.decode(errors='replace')}) is "
+                    f"running on the model {self.keys.model}: stop it first. "
+                    "A second pipeline needs its own MODEL_KEY and KAFKA_GROUP."
                 )
             last = left
-            time.sleep(
-                min(RENEW_SECONDS / 3, left / 1000) + 0.01
-            )  # often enough to see a renewal at once
+            # Often enough to notice a renewal.
+            time.sleep(min(RENEW_SECONDS / 3, left / 1000) + 0.01)
         if left == SUPERSEDED:
-            newest = (self.redis.hget(self.keys.meta, "submission") or b"?").decode(
-                errors="replace"
-            )
+            newest = self.redis.hget(self.keys.meta, "submission") or b"?"
             raise LeaseError(
-                f"A newer submission of this job ({newest}) has taken over the model; this one ends."
+                f"A newer submission of this job ({newest.decode(errors='replace')}) has taken "
+                "over the model; this one ends."
             )
 
     def keep(self) -> None:
@@ -103,28 +102,32 @@ class Lease:
         self._thread.start()
 
     def give_back(self) -> None:
-        """Stop renewing and free the lease if it is still ours; where Redis is away it runs out by itself."""
+        """Stop renewing, and free the lease if it is still ours.
+
+        If Redis is away, the lease expires without that.
+        """
         self._stop.set()
         if self._thread:
             self._thread.join(timeout=RENEW_SECONDS)
         try:
             self._give_back(keys=[self.keys.lease], args=[self.submission])
         except redis.RedisError as error:
-            log.warning(
-                "lease %s was not given back, it runs out by itself: %s", self.submission, error
-            )
+            log.warning("lease %s was not given back; it expires: %s", self.submission, error)
 
     def _try(self, lease_ms: int) -> int:
-        """Ask for the lease once; returns ``TAKEN``, ``SUPERSEDED`` or how long another's lasts, in ms."""
+        """Try to take the lease once.
+
+        Returns ``TAKEN``, ``SUPERSEDED``, or how long another's lease lasts, in ms.
+        """
+        keys = [self.keys.lease, self.keys.meta]
         try:
-            keys = [self.keys.lease, self.keys.meta]
             return self._take(keys=keys, args=[self.submission, lease_ms, LEASE_MS])
         except redis.ResponseError as error:
             if "WRONGTYPE" not in str(error):
                 raise
             raise LeaseError(
-                f"One of the Redis keys {self.keys.lease} and {self.keys.meta} is of another type than the "
-                f"model's: start over with python redis_clear.py {self.keys.model}."
+                f"One of the Redis keys {self.keys.lease} and {self.keys.meta} is of another type "
+                f"than the model's: start over with python redis_clear.py {self.keys.model}."
             ) from error
 
     def _renew(self) -> None:

@@ -1,6 +1,7 @@
-"""The model in Redis: one atomic, compare-and-set commit of the model and of how far it has learned.
+"""The model in Redis, committed together with its position in the stream.
 
-``Keys`` names the Redis keys. Nothing is unpickled that is not signed with this installation's key.
+A commit is one atomic compare-and-set. ``Keys`` names the Redis keys. Only models that are signed
+with this installation's key are unpickled.
 """
 
 import hashlib
@@ -37,13 +38,14 @@ REFUSALS = (
 )
 T = TypeVar("T")
 ID_TIME = "%Y%m%dT%H%M%S.%fZ"
-# The name of a submission; those of earlier versions have no fraction of a second.
+# The id of a submission; those of earlier versions have no fraction of a second.
 SUBMISSION = re.compile(r"(\d{8})T(\d{6})(?:\.(\d{6})Z)?-[0-9a-f]{8}")
 
 # Writes one commit. Nothing is written unless the store still holds what the task read last and its
 # submission owns the lease. The first write is one that Redis refuses when it is out of memory or
 # read-only, so that all of the commit happens or nothing.
-# ARGV: ten values by name, then n_meta names and values of the meta, then places and bytes of the state.
+# ARGV: ten named values, then n_meta names and values of the meta, then offsets and bytes of the
+# state.
 _COMMIT = """
 local model_key, meta_key, state_key, lease_key = unpack(KEYS)
 local expected, commit, submission, lease_ms, channel = unpack(ARGV, 1, 5)
@@ -80,9 +82,9 @@ redis.call('PUBLISH', channel, commit)
 return 'done'
 """
 
-# Puts a signed mark in the place of a model, whatever type the keys are of. Nothing is deleted
-# unless the meta is still the one that was read; the lease of a running job stays.
-# ARGV: two values by name, then names and values of the mark.
+# Replaces a model by a signed mark, whatever type the keys are of. Nothing is deleted unless the
+# meta is still the one that was read. The lease of a running job stays.
+# ARGV: two named values, then names and values of the mark.
 _CLEAR = """
 local model_key, meta_key, state_key, lease_key = unpack(KEYS)
 local expected, channel = ARGV[1], ARGV[2]
@@ -101,10 +103,10 @@ return existed
 
 
 class Keys(NamedTuple):
-    """The Redis keys of one model, all in one slot; the scripts get them in this order.
+    """The Redis keys of one model, all in one hash slot; the scripts get them in this order.
 
-    ``model``: the pickled estimator. ``meta``: a hash. ``state``: what only training needs.
-    ``lease``: the submission that owns the model.
+    ``model``: the pickled estimator. ``meta``: a hash with the fields of ``Meta``. ``state``: what
+    only training needs. ``lease``: the submission that owns the model.
     """
 
     model: str
@@ -135,27 +137,27 @@ class Keys(NamedTuple):
 
 
 class StoreError(UserError, RuntimeError):
-    """The store can't be used as it is; the text says in a sentence what is wrong and what to do."""
+    """The store can't be used as it is; the text says what is wrong and what to do."""
 
 
 class IncompleteError(StoreError):
-    """One key of a model is there without the others, or is no such key, or a model that was committed is gone."""
+    """A committed model is gone, or one of its keys is missing or of another type."""
 
 
 class SignatureError(StoreError):
-    """The model in Redis carries no signature, or not one made with this installation's key over these bytes."""
+    """The model in Redis has no signature, or none that this installation's key made for it."""
 
 
 class ModelFormatError(StoreError):
-    """A signed model can't be unpickled here, as it was written by other versions."""
+    """A signed model can't be unpickled here, because other versions wrote it."""
 
 
 class OriginError(StoreError):
-    """The model is signed with this installation's key, but was learned from another Kafka cluster."""
+    """The model has a good signature, but was learned from another Kafka cluster."""
 
 
 class ConflictError(StoreError):
-    """Somebody else committed, cleared or put back the model since this task last read it."""
+    """The model was committed, cleared or put back by another since this task last read it."""
 
 
 class LeaseError(StoreError):
@@ -163,37 +165,40 @@ class LeaseError(StoreError):
 
 
 class AwayError(StoreError):
-    """Redis did not take a commit in time; nothing is lost, as the batch was not acknowledged."""
+    """Redis took no commit in time; nothing is lost, because the batch is not acknowledged."""
 
 
 @cache
 def installed(library: str) -> str:
-    """Return a library's version; asking costs as much as a small commit, so each is asked for once."""
+    """Return a library's version, cached because the look-up costs as much as a small commit."""
     return version(library)
 
 
 def new_model_id(after: str = "") -> str:
-    """Return an id that sorts after ``after`` and after every id made earlier: its time in UTC and four random digits."""
+    """Return a model id that sorts after ``after`` and after the ids made earlier.
+
+    The id is the time in UTC and four random hexadecimal digits.
+    """
     now = datetime.now(UTC)
     if after:
-        now = max(
-            now,
-            datetime.strptime(after.split("-")[0], ID_TIME).replace(tzinfo=UTC)
-            + timedelta(microseconds=1),
-        )
+        earlier = datetime.strptime(after.split("-")[0], ID_TIME).replace(tzinfo=UTC)
+        now = max(now, earlier + timedelta(microseconds=1))
     return f"{now.strftime(ID_TIME)}-{secrets.token_hex(2)}"
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What is known about a model: its name, its place in the stream, its counts and its scores.
+    """The facts about a model: its id, its position in the stream, its counts and its scores.
 
-    ``parent``: "model_id:version" or "". ``samples``, ``rejected``: counts since the recorded start.
-    ``progress``: {partition: next offset to learn}. ``starts``: {partition: first offset of this model}.
-    ``checksums``: {partition: [offset, CRC-32]} of the last payload learned. ``saved_at``: seconds
-    since 1970. ``libraries``: versions that pickled the model. ``submission``: the newest one that has
-    learned it. ``cluster_id``: of the Kafka that it was learned from. ``cleared_at``: seconds since
-    1970, 0 for a model, more for the mark that ``redis_clear.py`` leaves.
+    ``parent``: "model_id:version" or "". ``samples``, ``rejected``: counts since ``starts``.
+    ``progress``: {partition: next offset to learn}.
+    ``starts``: {partition: first offset of this model}.
+    ``checksums``: {partition: [offset, CRC-32]} of the last payload learned.
+    ``saved_at``: seconds since 1970.
+    ``libraries``: {library: version} that pickled the model.
+    ``submission``: the newest one that has committed the model.
+    ``cluster_id``: the id of the Kafka cluster that the model was learned from.
+    ``cleared_at``: seconds since 1970 for the mark that ``redis_clear.py`` leaves, 0 for a model.
     """
 
     model_id: str = ""
@@ -218,7 +223,7 @@ class Meta:
 
     @property
     def order(self) -> tuple[str, int]:
-        """Return what newer models compare greater by."""
+        """Return the sort key that grows from each model to the next."""
         return self.model_id, self.version
 
     def dumps(self) -> dict[str, bytes]:
@@ -234,7 +239,7 @@ class Meta:
 
     @classmethod
     def loads(cls, found: dict[str, bytes]) -> "Meta":
-        """Return the meta that ``dumps`` wrote; call it only with fields whose signature was checked."""
+        """Return the meta that ``dumps`` wrote; the caller has checked the signature."""
         values: dict = {}
         for f in fields(cls):
             if f.name not in found:
@@ -253,7 +258,10 @@ class Meta:
 
 @dataclass(frozen=True)
 class Stored:
-    """A model as it stands in Redis, its signature checked, its pickle not yet opened; a cleared mark has no model."""
+    """A model from Redis with a checked signature; its pickle is not opened yet.
+
+    ``model``: the pickled estimator, empty for a cleared mark. ``state``: empty unless it was read.
+    """
 
     model: bytes
     meta: Meta
@@ -274,24 +282,26 @@ class Stored:
 
 
 def unpickle(model: bytes, meta: Meta) -> object:
-    """Return the object in ``model``, whose signature was checked; raises ``ModelFormatError`` with what to do."""
+    """Return the object in ``model``, whose signature the caller has checked.
+
+    Raises ``ModelFormatError``, which says what to do.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", InconsistentVersionWarning)
             return pickle.loads(model)  # noqa: S301  its signature was checked
     except Exception as error:  # a pickle runs any code, so it may raise anything
-        written = (
-            ", ".join(f"{name} {v}" for name, v in meta.libraries.items()) or "unknown versions"
-        )
+        written = ", ".join(f"{name} {number}" for name, number in meta.libraries.items())
         here = ", ".join(f"{name} {installed(name)}" for name in LIBRARIES)
         raise ModelFormatError(
-            f"The stored model can't be read here: it was written with {written}, here is {here} ({error}). Install those "
-            "versions, or start over with python redis_clear.py online_ml_model."
+            "The stored model can't be read here: it was written with "
+            f"{written or 'unknown versions'}, here is {here} ({error}). Install those versions, "
+            "or start over with python redis_clear.py online_ml_model."
         ) from error
 
 
 class ModelStore:
-    """Reads and commits one model; every method may raise redis-py's errors where Redis is away."""
+    """Reads and commits one model; every method may raise redis-py's errors when Redis is away."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -305,16 +315,15 @@ class ModelStore:
 
     @cached_property
     def signing_key(self) -> bytes:
-        """Return the key of this installation; raises ``SettingsError`` where there is none."""
+        """Return the key of this installation; raises ``SettingsError`` if there is none."""
         return self.settings.signing_key()
 
     def sign(self, model: bytes, values: dict[str, bytes]) -> str:
         """Return the HMAC-SHA256 over key name, fields and model, each preceded by its length."""
-        parts = [
-            self.keys.model.encode(),
-            *(part for name in sorted(values) for part in (name.encode(), values[name])),
-            model,
-        ]
+        parts = [self.keys.model.encode()]
+        for name in sorted(values):
+            parts += [name.encode(), values[name]]
+        parts.append(model)
         mac = hmac.new(self.signing_key, digestmod=hashlib.sha256)
         for part in parts:
             mac.update(len(part).to_bytes(8, "big"))
@@ -322,20 +331,23 @@ class ModelStore:
         return mac.hexdigest()
 
     def progress(self) -> dict[int, int]:
-        """Return {partition: next offset to learn} as it stands there, unchecked: whether it may be used, the job says."""
-        found = self.redis.hmget(
-            self.keys.meta, "progress", "starts"
-        )  # a cleared mark has starts alone
+        """Return {partition: next offset to learn} from Redis without checking the signature.
+
+        The job checks it when it loads the model.
+        """
+        found = self.redis.hmget(self.keys.meta, "progress", "starts")
         try:
-            texts = [orjson.loads(text or b"{}") for text in found]
-            return {
-                int(partition): int(offset) for partition, offset in (texts[0] or texts[1]).items()
-            }
+            progress, starts = [orjson.loads(text or b"{}") for text in found]
+            offsets = progress or starts  # a cleared mark has only starts
+            return {int(partition): int(offset) for partition, offset in offsets.items()}
         except (ValueError, TypeError, AttributeError):
             return {}
 
     def read(self, with_state: bool = False) -> Stored | None:
-        """Return what is stored, None where there is nothing; raises ``IncompleteError`` or ``SignatureError``."""
+        """Return what is stored, or None for nothing.
+
+        Raises ``IncompleteError`` or ``SignatureError``.
+        """
         with self.redis.pipeline(transaction=True) as reads:
             reads.get(self.keys.model)
             reads.hgetall(self.keys.meta)
@@ -345,50 +357,52 @@ class ModelStore:
                 answers = reads.execute()
             except redis.ResponseError as error:
                 raise self._wrong_type(error) from error
-        model, found = (
-            answers[0] or b"",
-            {k.decode(errors="replace"): v for k, v in answers[1].items()},
-        )
+        model = answers[0] or b""
+        found = {name.decode(errors="replace"): value for name, value in answers[1].items()}
         if not model and not found:
             return None
         self._check(model, found)
-        stored = Stored(model, Meta.loads(found), (answers[2] or b"") if with_state else b"")
+        state = (answers[2] or b"") if with_state else b""
+        stored = Stored(model, Meta.loads(found), state)
         if with_state and hashlib.sha256(stored.state).hexdigest() != stored.meta.state_sha256:
             raise SignatureError(
-                f"Redis key {self.keys.state} is not the state that was committed with the model; put the "
-                "three keys back together or run python redis_clear.py."
+                f"Redis key {self.keys.state} is not the state that was committed with the model: "
+                "put the three keys back together, or start over with python redis_clear.py "
+                f"{self.keys.model}."
             )
         return stored
 
     def _wrong_type(self, error: redis.ResponseError) -> Exception:
-        """Return a sentence for a key of another type than the model's, and any other error as it is."""
+        """Return an ``IncompleteError`` for a key of another type, any other error unchanged."""
         if "WRONGTYPE" not in str(error):
             return error
-        name = self.keys.model
         return IncompleteError(
-            f"One of the Redis keys {', '.join(self.keys)} is of another type than the model's: put the "
-            f"model back from a backup, or start over with python redis_clear.py {name}."
+            f"One of the Redis keys {', '.join(self.keys)} is of another type than the model's: "
+            "put the model back from a backup, or start over with python redis_clear.py "
+            f"{self.keys.model}."
         )
 
     def _check(self, model: bytes, found: dict[str, bytes]) -> None:
-        """Raise unless ``found`` is a whole, signed meta of ``model``."""
+        """Raise unless ``found`` is a complete, signed meta of ``model``."""
         name = self.keys.model
         if not found:
             raise SignatureError(
-                f"Redis key {name} holds an unsigned model, which is not opened. If you trust it, sign it with "
-                f"python admin.py model sign; else forget it with python redis_clear.py {name}."
+                f"Redis key {name} holds an unsigned model, which is not opened. If you trust it, "
+                "sign it with python admin.py model sign. If not, clear it with "
+                f"python redis_clear.py {name}."
             )
         if not model and "cleared_at" not in found:
             raise IncompleteError(
-                f"Redis key {name} is gone while {self.keys.meta} is still there: put it back from a "
-                f"backup, or start over with python redis_clear.py {name}."
+                f"Redis key {name} is gone while {self.keys.meta} is still there: put it back "
+                f"from a backup, or start over with python redis_clear.py {name}."
             )
         signature = found.pop("signature", b"").decode("ascii", "replace")
         if not hmac.compare_digest(signature.encode(), self.sign(model, found).encode()):
             raise SignatureError(
-                f"The model in Redis key {name} is not signed with this installation's key, or was changed after it was "
-                "signed; it is not opened. Set the key that signed it, sign it again with python admin.py model resign, or "
-                f"start over with python redis_clear.py {name}."
+                f"The model in Redis key {name} is not signed with this installation's key, or was "
+                "changed after it was signed, so it is not opened. Set the key that signed it, "
+                "sign it again with python admin.py model resign, or start over with "
+                f"python redis_clear.py {name}."
             )
 
     def commit(
@@ -400,12 +414,12 @@ class ModelStore:
         submission: str = "",
         lease_ms: int = 0,
     ) -> Stored:
-        """Write the model and its meta in one piece if the store still holds ``before``.
+        """Write the model and its meta atomically if the store still holds ``before``; return both.
 
-        ``before``: what this task stored or read last, None for nothing; only what changed is sent.
-        The meta that is stored gets its commit id, time, libraries and the state's digest here.
-        ``submission``: the lease to check and renew for ``lease_ms`` milliseconds, if any. Waits while
-        Redis is away. Raises ``ConflictError``, ``LeaseError`` or ``AwayError``.
+        ``before``: what this task stored or read last, None for nothing. Only what changed is sent.
+        ``meta``: the stored meta gets its commit id, time, libraries and the state's digest here.
+        ``submission``: if given, its lease is checked and renewed for ``lease_ms`` milliseconds.
+        Waits while Redis is away. Raises ``ConflictError``, ``LeaseError`` or ``AwayError``.
         """
         meta = replace(
             meta,
@@ -450,7 +464,10 @@ class ModelStore:
         return [part for item in values.items() for part in item]
 
     def patiently(self, call: Callable[[], T]) -> T:
-        """Return what the call returns, asking again while Redis is away; raises ``AwayError`` after a while."""
+        """Return what the call returns; retries it while Redis is away.
+
+        Raises ``AwayError`` after ``RETRY_SECONDS``.
+        """
         retrying = Retrying(
             retry=retry_if_exception(is_away),
             wait=wait_exponential(multiplier=0.05, max=1),
@@ -464,14 +481,15 @@ class ModelStore:
                 raise
             where = f"{self.settings.redis_host}:{self.settings.redis_port}"
             raise AwayError(
-                f"Redis at {where} has taken no commit for {RETRY_SECONDS} s ({error}); no sample is lost, "
-                "the batch is done again when it does."
+                f"Redis at {where} has taken no commit for {RETRY_SECONDS} s ({error}). "
+                "No sample is lost: the job repeats the batch when Redis is back."
             ) from error
 
     def clear(self) -> bool:
-        """Forget the model, leave a signed mark that allows a new one, and return whether there was a model.
+        """Delete the model and return whether there was one.
 
-        Works on any content, also on an unsigned or broken one or one of another type; the lease of a running job stays.
+        A signed mark replaces it and allows a new model. This works on any content, even if it is
+        unsigned, broken or of another type. The lease of a running job stays.
         """
         while True:
             try:
@@ -496,29 +514,36 @@ class ModelStore:
                 return bool(existed)
 
     def unsigned(self) -> Stored | None:
-        """Return what stands there without a meta, never to be opened, for ``commit`` to replace; None if nothing does."""
+        """Return what is stored without a meta, for ``commit`` to replace; None if there is a meta.
+
+        It must not be unpickled.
+        """
         try:
             with self.redis.pipeline(transaction=True) as reads:
-                model, meta, state = (
-                    reads.get(self.keys.model).exists(self.keys.meta).get(self.keys.state).execute()
-                )
+                reads.get(self.keys.model)
+                reads.exists(self.keys.meta)
+                reads.get(self.keys.state)
+                model, meta, state = reads.execute()
         except redis.ResponseError as error:
             raise self._wrong_type(error) from error
         return None if meta else Stored(model or b"", Meta(), state or b"")
 
     def newest_submission(self) -> str:
-        """Return the submission that committed last, "" where none has; raises ``SignatureError`` for what is none."""
+        """Return the submission that committed last, or "" if none has.
+
+        Raises ``SignatureError`` if the field holds no submission id.
+        """
         found = self._field("submission").decode(errors="replace")
         if found and not SUBMISSION.fullmatch(found):
-            name = self.keys.model
             raise SignatureError(
-                f"Redis key {self.keys.meta} was changed after it was signed: {found!r:.80} is no submission. Put the "
-                f"model back from a backup, or start over with python redis_clear.py {name}."
+                f"Redis key {self.keys.meta} was changed after it was signed: {found!r:.80} is no "
+                "submission. Put the model back from a backup, or start over with "
+                f"python redis_clear.py {self.keys.model}."
             )
         return found
 
     def _field(self, name: str) -> bytes:
-        """Return one field of a meta whose signature is not checked, b"" where there is none."""
+        """Return one field of the meta without checking the signature, b"" if there is none."""
         try:
             return self.redis.hget(self.keys.meta, name) or b""
         except redis.ResponseError as error:
@@ -528,12 +553,15 @@ class ModelStore:
 
 
 def is_away(error: BaseException) -> bool:
-    """Return whether Redis may take the same command later: it is away, loading, out of memory, read-only or can't save."""
+    """Return whether Redis may take the same command later.
+
+    That is so while it is unreachable, loading, out of memory, read-only or unable to save.
+    """
     if isinstance(error, redis.AuthenticationError):
         return False
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return True
-    if isinstance(error, REFUSALS):  # redis-py takes the word off these errors' texts
+    if isinstance(error, REFUSALS):  # their texts lack the code word, which redis-py removes
         return True
     refusals = ("OOM ", "READONLY", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "LOADING")
     return isinstance(error, redis.ResponseError) and any(word in str(error) for word in refusals)
@@ -542,7 +570,7 @@ def is_away(error: BaseException) -> bool:
 def _changed_pages(before: bytes, after: bytes) -> list[int | bytes]:
     """Return [offset, bytes, …] that turn ``before`` into ``after``.
 
-    That is the pages that differ where both have one length, and all of ``after`` where they have not.
+    If both have one length, these are the pages that differ. If not, this is all of ``after``.
     """
     if len(before) != len(after):
         return [0, after] if after else []

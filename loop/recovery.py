@@ -1,7 +1,8 @@
-"""Tells whether the stored model still fits the topic, and which messages must be learned again.
+"""The check that a stored model fits the topic, and the messages that must be learned again.
 
-A task starts only on the topic that its model learned from, at the place that the model has reached.
-Where the store went back, the messages between are read from Kafka and learned before anything else.
+A task starts only on the topic that its model learned from, at the offsets that the model has
+reached. After the store was put back to an older model, the messages between are read from Kafka
+and learned first.
 """
 
 import logging
@@ -21,15 +22,17 @@ from loop.topic_log import TopicLog
 from loop.transactions import topic_with_outputs
 from settings import Settings
 
-ACCEPT = "To go on with this model from what the topic holds now, run python admin.py model accept."
+ACCEPT = (
+    "To continue with this model from what the topic holds now, run python admin.py model accept."
+)
 
 log = logging.getLogger(__name__)
 
 
 class StopJob(RuntimeError):
-    """Only a person can decide how the job continues; a restart ends the same way.
+    """Only a person can decide how the job continues; a restart would fail the same way.
 
-    The text says in a sentence why, and what to do.
+    The text says why, and what to do.
     """
 
 
@@ -37,8 +40,8 @@ class StopJob(RuntimeError):
 class Held:
     """The model that a task holds.
 
-    ``stored``: what the task read or committed last, None where the store was empty.
-    ``forks``: whether the next commit starts a new model_id, because the store went back.
+    ``stored``: what the task read or committed last, None if the store was empty.
+    ``forks``: whether the next commit starts a new model_id, because the store was put back.
     """
 
     learner: Learner
@@ -68,18 +71,19 @@ class Recovery:
         self.log = topic_log
         self.learn_again = learn_again
         self.last: dict[int, int] = {}  # offset of this task's last message per partition
-        # Per partition the offset after the last message that this task, or its group before it, got.
+        # Per partition the offset after the last message that Flink delivered to this task or,
+        # before it, to its consumer group.
         self.delivered: dict[int, int] = {}
-        # Whether a person gave the model its place and it has not learned since.
+        # Whether admin.py set the model's offsets, and the model has not learned since.
         self.accepted = False
 
     # -- the model ---------------------------------------------------------------------------------
 
     def load(self, before: Held | None) -> Held:
-        """Return what the store holds now, or a new model where one is allowed.
+        """Return what the store holds now, or a new model if one is allowed.
 
-        A cleared mark allows one, and so does a group that has never committed. ``before``: what this
-        task held until now. Raises ``StopJob`` or ``StoreError``.
+        A cleared mark allows a new model, and so does a group that has never committed.
+        ``before``: what this task held until now. Raises ``StopJob`` or ``StoreError``.
         """
         stored = self.store.read(with_state=True)
         names = self.settings.learner, self.format.classes, self.format.n_features
@@ -87,10 +91,10 @@ class Recovery:
             if stored.meta.learner != self.settings.learner:
                 raise StopJob(
                     f"The stored model was made with LEARNER={stored.meta.learner}, this job has "
-                    f"LEARNER={self.settings.learner}: set it back, or run python redis_clear.py "
-                    f"{self.settings.model_key}."
+                    f"LEARNER={self.settings.learner}: set it back, or start over with "
+                    f"python redis_clear.py {self.settings.model_key}."
                 )
-            stored.estimator()  # raises a sentence where it can't be read here
+            stored.estimator()  # raises a clear error if these versions can't read it
             seen, learner_state = Seen.split(stored.state)
             learner = load_learner(*names, stored.model, learner_state)
             return Held(learner, seen, stored.meta, stored, forks=_went_back(before, stored))
@@ -108,7 +112,7 @@ class Recovery:
                 f"{self.settings.input_topic} before (next offsets {committed})"
             )
         elif topic := topic_with_outputs(self.settings):
-            # Kafka deletes a group that was away for a week.
+            # Kafka deletes a group that was unused for a week.
             known = f"topic {topic} holds its outputs"
         else:
             return
@@ -120,14 +124,16 @@ class Recovery:
     def _new_meta(self, mark: Stored | None, held_id: str) -> Meta:
         """Return the meta of a new model.
 
-        It starts where the mark or the group is. Without either it starts where the log begins.
+        It starts at the offsets of the mark or of the group. Without either it starts where the log
+        begins.
         """
         topic_id = self.log.topic_id()
         old = mark.meta if mark else Meta()
         committed = self.log.committed()
         starts = {p: committed.get(p, first) for p, (first, _) in self.log.bounds().items()}
         if old.topic_id == topic_id:
-            # What the group got beyond a mark, because the store went back, was the old model's.
+            # If the group is ahead of the mark, because the store was put back, those messages
+            # belong to the old model.
             starts |= {p: max(start, committed.get(p, 0)) for p, start in old.starts.items()}
         return Meta(
             model_id=new_model_id(max(old.model_id, held_id)),
@@ -139,9 +145,9 @@ class Recovery:
         )
 
     def start_here(self, held: Held, batch: Batch) -> None:
-        """Let a new model start at this batch if it met its mark in a running task.
+        """Let a new model start at this batch if the model was cleared while the task ran.
 
-        Earlier batches belonged to another model.
+        Earlier batches belong to the old model.
         """
         if held.stored is None or not held.stored.cleared:
             return
@@ -152,15 +158,16 @@ class Recovery:
     # -- the topic ---------------------------------------------------------------------------------
 
     def check_topic(self, held: Held) -> None:
-        """Note what the group got before this task; raises ``StopJob`` where the topic does not fit.
+        """Check that the topic fits the model, and note what the group got before this task.
 
-        It fits if it is the topic that the model has learned from and still holds what was learned last.
+        The topic fits if the model has learned from it and it still holds the message that was
+        learned last. Raises ``StopJob`` if it does not fit.
         """
         topic, topic_id, bounds = self.settings.input_topic, self.log.topic_id(), self.log.bounds()
         meta = held.meta
         if meta.topic_id and topic_id != meta.topic_id:
             raise StopJob(
-                f"Topic {topic} was deleted and made again since the model learned from it. {ACCEPT}"
+                f"Topic {topic} was deleted and recreated since the model learned from it. {ACCEPT}"
             )
         for partition in meta.progress:
             self._check_partition(meta, partition, *bounds.get(partition, (0, 0)))
@@ -174,7 +181,7 @@ class Recovery:
                     self.delivered[partition] = max(got, meta.progress.get(partition, 0))
 
     def _check_partition(self, meta: Meta, partition: int, first: int, end: int) -> None:
-        place = f"Topic {self.settings.input_topic} partition {partition}"
+        place = self._place(partition)
         following = meta.progress[partition]
         if end < following:
             raise StopJob(
@@ -195,22 +202,25 @@ class Recovery:
 
     def _expired(self, partition: int, expected: int, first: int) -> str:
         return (
-            f"Topic {self.settings.input_topic} partition {partition} begins at offset {first}, but "
-            f"the next sample to learn is {expected}: retention has deleted {first - expected} "
-            "messages unread. To go on without them, run python admin.py model accept."
+            f"{self._place(partition)} begins at offset {first}, but the next sample to learn is "
+            f"{expected}: retention has deleted {first - expected} messages unread. "
+            "To continue without them, run python admin.py model accept."
         )
+
+    def _place(self, partition: int) -> str:
+        return f"Topic {self.settings.input_topic} partition {partition}"
 
     # -- the batches -------------------------------------------------------------------------------
 
     def refuse_steps_back(self, batch: Batch) -> None:
-        """Raise ``StopJob`` where offsets do not grow, within the batch or from the batch before."""
+        """Raise ``StopJob`` unless offsets grow, within the batch and from the batch before."""
         for partition, own in batch.by_partition.items():
             last = self.last.get(partition, -1)
             if own[0] <= last or (np.diff(own) <= 0).any():
                 raise StopJob(
-                    f"Topic {self.settings.input_topic} partition {partition} went back to offset "
-                    f"{own.min()} after {max(last, int(own.max()))}: was it deleted and made again? "
-                    "Submit the job again; it checks and says what to do."
+                    f"{self._place(partition)} went back to offset {own.min()} after "
+                    f"{max(last, int(own.max()))}: was the topic deleted and recreated? "
+                    "Submit the job again; it checks the topic and says what to do."
                 )
 
     def note_delivery(self, batch: Batch) -> None:
@@ -220,22 +230,22 @@ class Recovery:
             self.delivered[partition] = max(int(own[-1]) + 1, self.delivered.get(partition, 0))
 
     def catch_up(self, held: Held) -> None:
-        """Learn again, in every partition, what this task or its group got before the store went back."""
+        """Learn again what Flink delivered before the store was put back, in every partition."""
         for partition, delivered in self.delivered.items():
             progress = held.meta.progress.get(partition, 0)
             if progress < delivered:
                 self._fill(held, partition, progress, delivered)
-                # The end may hold markers or compacted offsets, which need no second question.
+                # Markers or compacted offsets may end the gap; Kafka is not asked for them again.
                 self.delivered[partition] = held.meta.progress.get(partition, 0)
 
     def fill_gaps(self, held: Held, batch: Batch) -> dict[int, int]:
-        """Learn, before the batch, what lies between the model's progress and the batch's beginning.
+        """Learn the messages between the model's progress and the beginning of the batch.
 
-        Return {partition: the first offset that the batch lacks inside}.
+        Return {partition: the first offset that is missing inside the batch}.
 
-        Flink reads the log in its order. So an offset that is missing between two messages of one task
-        holds no committed record (a transaction marker, aborted, compacted), unless the log now begins
-        after it.
+        Flink reads the log in its order. So an offset that is missing between two messages of one
+        task was a transaction marker, aborted or compacted. The exception is a log that now begins
+        after that offset: retention has deleted it.
         """
         missing = {}
         for partition, offsets in batch.by_partition.items():
@@ -252,10 +262,10 @@ class Recovery:
         return missing
 
     def ask_for_beginnings(self, missing: dict[int, int]) -> Callable[[], None]:
-        """Ask Kafka where the log begins now, and return what waits for the answer.
+        """Ask Kafka where the log begins now, and return a function that checks the answer.
 
-        That raises ``StopJob`` where the log begins after a missing offset. It is the only question
-        about a batch, whatever the batch lacks; Kafka answers while the batch is being learned.
+        That function raises ``StopJob`` if the log begins after a missing offset. A batch needs
+        this one question at most. Kafka answers while the batch is being learned.
         """
         if not missing:
             return lambda: None
@@ -271,23 +281,23 @@ class Recovery:
     def _fill(self, held: Held, partition: int, start: int, end: int) -> None:
         """Learn the records from ``start`` to before ``end``.
 
-        Raises ``StopJob`` where retention has deleted them, or where they have no output.
+        Raises ``StopJob`` if retention has deleted them, or if they would get no prediction.
         """
         first = self.log.beginnings([partition])[partition]
         if first > start:
             raise StopJob(self._expired(partition, start, first))
-        known = False  # whether this gap has its new model_id
+        known = False  # whether this gap has its new model_id already
         with closing(self.log.pieces(partition, start, end)) as pieces:
             for records in pieces:
                 if self.accepted and partition not in self.last:
                     raise StopJob(
-                        f"Flink begins at offset {end} of topic {self.settings.input_topic} partition "
-                        f"{partition}, but the model was told to go on from {start}: the messages "
-                        "between would be learned without a prediction. Submit the job again "
-                        "without -s."
+                        f"Flink begins at offset {end} of topic {self.settings.input_topic} "
+                        f"partition {partition}, but the model is set to continue from "
+                        f"{start}: the messages between would be learned without a prediction. "
+                        "Submit the job again without -s."
                     )
                 batch = Batch.of_partition(partition, records)
-                why = "learning offsets %d to %d of partition %d again: the store had gone back"
+                why = "learning offsets %d to %d of partition %d again: the store was put back"
                 log.warning(why, batch.offsets[0], batch.offsets[-1], partition)
                 held.forks |= not known
                 known = True

@@ -1,6 +1,7 @@
-"""Prequential scores: each sample is predicted by a model that has not seen it, then counted here, then learned.
+"""Prequential scores: each sample is predicted, counted here, and only then learned.
 
-Source: Gama, Sebastião, Rodrigues, "On evaluating stream learning algorithms", Machine Learning 90 (2013).
+Source: Gama, Sebastião, Rodrigues, "On evaluating stream learning algorithms", Machine Learning 90
+(2013).
 """
 
 from collections import deque
@@ -18,8 +19,8 @@ class Scores:
     """How the predictions of one model compare with the labels that came with them.
 
     ``predicted``, ``right``: counts. ``recent``: the last 100 outcomes, oldest first, "1" right and
-    "0" wrong. ``confusion``: counts by (label, prediction). ``by_source``: {source: [predicted, right]}
-    of samples that name one. ``new_predicted``, ``new_right``: counts of the samples that the model
+    "0" wrong. ``confusion``: counts by (label, prediction). ``by_source``: {source: [predicted,
+    right]} of samples that name one. ``new_predicted``, ``new_right``: counts of the samples that the model
     had not learned before.
     """
 
@@ -56,8 +57,8 @@ class Scores:
     ) -> None:
         """Count a batch of n samples.
 
-        ``labels``, ``predictions``: int64 (n,), both of ``classes``. ``sources``: n entries. ``new``:
-        bool (n,), whether the model had not learned the sample before.
+        ``labels``, ``predictions``: int64 (n,), both of ``classes``. ``sources``: n entries.
+        ``new``: bool (n,), whether the model had not learned the sample before.
         """
         hits = labels == predictions
         self.predicted += len(labels)

@@ -1,7 +1,7 @@
 """Remembers which samples a model has learned, so that a repeated sample is counted apart.
 
-A stream that repeats makes a model look better than it is: what it has learned before, it may know by
-heart. The memory is part of each commit and follows from the commits alone.
+A stream that repeats makes a model look better than it is: what it has learned before, it may know
+by heart. The memory is part of each commit and follows from the commits alone.
 """
 
 from hashlib import blake2b
@@ -13,9 +13,10 @@ DIGEST_BYTES = 8
 
 
 class Seen:
-    """The newest 8,192 different samples that a model has learned, each as a digest of its features.
+    """The newest 8,192 different samples that a model has learned, as digests of their features.
 
-    ``digests``: uint64 (CAPACITY,), the oldest overwritten first, so that a commit changes few bytes.
+    ``digests``: uint64 (CAPACITY,). The oldest is overwritten first, so that a commit changes few
+    bytes.
     ``added``: how many were ever added.
     """
 
@@ -41,12 +42,12 @@ class Seen:
         return seen, state[cls.size :]
 
     def knows(self, X: np.ndarray) -> np.ndarray:
-        """Return which rows of X, float64 (samples, features), were learned before, bool (samples,)."""
+        """Return which rows of X, float64 (n, features), were learned before, bool (n,)."""
         known = self._known
         return np.array([digest in known for digest in _digests(X)], dtype=bool)
 
     def add(self, X: np.ndarray) -> None:
-        """Remember the rows of X, float64 (samples, features)."""
+        """Remember the rows of X, float64 (n, features)."""
         for digest in _digests(X):
             if digest in self._known:
                 continue

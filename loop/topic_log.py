@@ -24,7 +24,7 @@ from settings import Settings, UserError
 
 ANSWER_SECONDS = 20
 PIECE_RECORDS = 1000
-PIECE_BYTES = 8_000_000  # a piece, and what waits behind it in the client, fit beside a model
+PIECE_BYTES = 8_000_000  # a worker's memory holds a model, a piece, and the client's queue
 
 Records = list[tuple[int, bytes | None]]  # offset and payload
 
@@ -32,15 +32,15 @@ log = logging.getLogger(__name__)
 
 
 class TopicLogError(UserError, RuntimeError):
-    """Kafka did not answer, or not in time; the text names topic and partition."""
+    """Kafka did not answer, or not in time; the text names the topic."""
 
 
 class TopicLog:
     """One topic as Kafka holds it, the input topic by default; connects at the first question.
 
-    Records of aborted and of open transactions are not read, as Flink does not deliver them either,
-    unless ``isolation`` is "read_uncommitted". Not for the stream itself: Flink reads that. librdkafka
-    reads the records: it knows every codec that a broker accepts, and its checksums are made in C.
+    It skips records of aborted and open transactions, as Flink does, unless ``isolation`` is
+    "read_uncommitted". The stream itself is read by Flink. librdkafka reads the records here,
+    because it knows every codec that a broker accepts and computes checksums in C.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TopicLog:
         self._consumer = self._admin = None
 
     def topic_id(self) -> str:
-        """Return the id that Kafka gave the topic when it was made; a topic of the same name made later has another."""
+        """Return the id that Kafka gave the topic; a recreated topic has another id."""
         admin = KafkaAdminClient(**self.settings.kafka_client())
         try:
             found = admin.describe_topics([self.topic])[0]["topic_id"]
@@ -70,7 +70,7 @@ class TopicLog:
         return str(found)
 
     def cluster_id(self) -> str:
-        """Return the id that Kafka's cluster was made with."""
+        """Return the id of the Kafka cluster."""
         admin = KafkaAdminClient(**self.settings.kafka_client())
         try:
             return str(admin.describe_cluster()["cluster_id"])
@@ -78,9 +78,9 @@ class TopicLog:
             admin.close()
 
     def committed(self) -> dict[int, int]:
-        """Return the offsets that the job's consumer group has committed, {partition: next offset}."""
+        """Return {partition: next offset} that the job's consumer group has committed."""
         admin = KafkaAdminClient(**self.settings.kafka_client())
-        # A broker that has just started has no group coordinator yet.
+        # A broker has no group coordinator at first after its start.
         retrying = Retrying(
             retry=retry_if_exception(lambda e: isinstance(e, PythonKafkaError) and e.retriable),
             wait=wait_fixed(0.2),
@@ -99,36 +99,39 @@ class TopicLog:
         }
 
     def bounds(self) -> dict[int, tuple[int, int]]:
-        """Return {partition: (first offset in the log, offset after the last)}, open transactions included."""
+        """Return {partition: (first offset in the log, offset after the last)}.
+
+        Open transactions count, too.
+        """
         firsts = self.beginnings(self._partitions())
         ends = self._ask(firsts, OffsetSpec.latest())()
         return {partition: (first, ends[partition]) for partition, first in firsts.items()}
 
     def beginnings(self, partitions: Iterable[int]) -> dict[int, int]:
-        """Return the first offset in the log of these partitions, in one question."""
+        """Return {partition: first offset in the log}, with one request."""
         return self.ask_for_beginnings(partitions)()
 
     def ask_for_beginnings(self, partitions: Iterable[int]) -> Callable[[], dict[int, int]]:
-        """Put the question of ``beginnings`` and return what waits for its answer."""
+        """Send the request of ``beginnings`` and return a function that waits for its answer."""
         return self._ask(partitions, OffsetSpec.earliest())
 
     def stable_ends(self) -> dict[int, int]:
-        """Return the offsets where readers of committed messages wait, {partition: offset}."""
+        """Return {partition: offset} at which readers of committed messages wait."""
         return self._ask(self._partitions(), OffsetSpec.latest(), IsolationLevel.READ_COMMITTED)()
 
     def read(self, partition: int, start: int, end: int, limit: int = PIECE_RECORDS) -> Records:
         """Return up to ``limit`` records of ``partition`` with start <= offset < end, in order.
 
-        An empty list means that there are none: offsets without records are transaction markers, or were
-        aborted or compacted.
+        The list is empty if all these offsets were transaction markers, aborted or compacted.
         """
         with closing(self.pieces(partition, start, end)) as pieces:
             return list(islice(chain.from_iterable(pieces), limit))
 
     def pieces(self, partition: int, start: int, end: int) -> Generator[Records, None, None]:
-        """Yield what ``read`` returns, without a limit, in pieces of at most 1,000 records and about 8 MB.
+        """Yield what ``read`` returns without a limit, in pieces.
 
-        Close the generator before you ask for other records.
+        A piece has at most 1,000 records and about 8 MB. Close the generator before you read other
+        records. Raises ``TopicLogError``.
         """
         with closing(self.messages(partition, start, end)) as pieces:
             for piece in pieces:
@@ -137,22 +140,23 @@ class TopicLog:
     def messages(
         self, partition: int, start: int, end: int
     ) -> Generator[list[Message], None, None]:
-        """Yield the same records as ``pieces``, with all that Kafka says of each."""
+        """Yield the same records as ``pieces``, as Kafka's messages with headers and timestamps."""
         consumer = self._reader()
         consumer.assign([TopicPartition(self.topic, partition, start)])
         piece: list[Message] = []
-        size, at = 0, start
+        size = 0
+        at = start
         deadline = time.monotonic() + ANSWER_SECONDS
         try:
             while at < end:
                 message = consumer.poll(0.2)
                 if message is None or message.error() is not None:
-                    # An open transaction, or a broker that has just started, may hold readers below ``end``.
+                    # Readers may wait below ``end`` for an open transaction or a starting broker.
                     at = self._end_reached(message, at)
                     if at < end and time.monotonic() > deadline:
                         raise TopicLogError(
-                            f"Kafka gave no records of {self.topic} partition {partition} from offset "
-                            f"{at} for {ANSWER_SECONDS} s."
+                            f"Kafka returned no records of topic {self.topic} partition "
+                            f"{partition} from offset {at} for {ANSWER_SECONDS} s."
                         )
                     continue
                 deadline = time.monotonic() + ANSWER_SECONDS
@@ -162,15 +166,20 @@ class TopicLog:
                     size += len(message.value() or b"")
                 if len(piece) >= PIECE_RECORDS or size >= PIECE_BYTES:
                     yield piece
-                    piece, size = [], 0
-                    deadline = time.monotonic() + ANSWER_SECONDS  # learning the piece took its time
+                    piece = []
+                    size = 0
+                    # The caller may have learned the piece for longer than that.
+                    deadline = time.monotonic() + ANSWER_SECONDS
             if piece:
                 yield piece
         finally:
             consumer.unassign()
 
     def _end_reached(self, message: Message | None, at: int) -> int:
-        """Return the end that the message marks, or ``at``; raises ``TopicLogError`` for a lasting fault."""
+        """Return the end that the message marks, or ``at`` if it marks none.
+
+        Raises ``TopicLogError`` for an error that a retry does not solve.
+        """
         error = message.error() if message is not None else None
         if message is None or error is None or error.retriable():
             return at
@@ -180,22 +189,21 @@ class TopicLog:
 
     def _reader(self) -> Consumer:
         if self._consumer is None:
-            self._consumer = Consumer(
-                self.settings.confluent_client()
-                | {
-                    # Of the group only the name is used, which the user may describe: no joining, no committing.
-                    "group.id": self.settings.kafka_group,
-                    "enable.auto.commit": False,
-                    "auto.offset.reset": "error",
-                    "isolation.level": self.isolation,
-                    "enable.partition.eof": True,
-                    # A question that waits at the log's end holds up the next one on the same connection.
-                    "fetch.wait.max.ms": 10,
-                    "queued.max.messages.kbytes": PIECE_BYTES // 1024,
-                    "fetch.queue.backoff.ms": 10,  # a full queue is soon empty: not a second's rest
-                },
-                logger=log,
-            )
+            reading = {
+                # The client needs a group's name, and the login may describe this one.
+                # It does not join the group and commits no offsets.
+                "group.id": self.settings.kafka_group,
+                "enable.auto.commit": False,
+                "auto.offset.reset": "error",
+                "isolation.level": self.isolation,
+                "enable.partition.eof": True,
+                # A fetch that waits at the log's end delays the next request on its connection.
+                "fetch.wait.max.ms": 10,
+                "queued.max.messages.kbytes": PIECE_BYTES // 1024,
+                # A full queue is soon empty; the default would wait a second.
+                "fetch.queue.backoff.ms": 10,
+            }
+            self._consumer = Consumer(self.settings.confluent_client() | reading, logger=log)
         return self._consumer
 
     def _client(self) -> AdminClient:
@@ -205,7 +213,7 @@ class TopicLog:
 
     def _partitions(self) -> list[int]:
         try:
-            # All topics, not one by its name: a broker may make a topic that is asked for by name.
+            # All topics, because a broker may create a topic that a client asks for by name.
             topics = self._client().list_topics(timeout=ANSWER_SECONDS).topics
         except KafkaException as error:
             raise self._error(error.args[0]) from error
@@ -217,17 +225,19 @@ class TopicLog:
         spec: OffsetSpec,
         isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
     ) -> Callable[[], dict[int, int]]:
-        wanted = {TopicPartition(self.topic, partition): spec for partition in partitions}
-        if not wanted:
+        """Ask for an offset of each partition; return what waits for {partition: offset}."""
+        specs = {TopicPartition(self.topic, partition): spec for partition in partitions}
+        if not specs:
             return dict
-        client = self._client()
-        asked = client.list_offsets(
-            wanted, isolation_level=isolation, request_timeout=ANSWER_SECONDS
+        futures = self._client().list_offsets(
+            specs, isolation_level=isolation, request_timeout=ANSWER_SECONDS
         )
 
         def answer() -> dict[int, int]:
             try:
-                return {place.partition: future.result().offset for place, future in asked.items()}
+                return {
+                    place.partition: future.result().offset for place, future in futures.items()
+                }
             except KafkaException as error:
                 raise self._error(error.args[0]) from error
 
@@ -235,5 +245,5 @@ class TopicLog:
 
     def _error(self, error: KafkaError) -> TopicLogError:
         where = self.settings.kafka_bootstrap_servers
-        said = error.str().rstrip(".")
-        return TopicLogError(f"Kafka at {where} was asked about topic {self.topic}: {said}.")
+        reason = error.str().rstrip(".")
+        return TopicLogError(f"Kafka at {where} gave no answer about topic {self.topic}: {reason}.")

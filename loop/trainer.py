@@ -41,7 +41,7 @@ T = TypeVar("T")
 class Learned:
     """What became of a batch.
 
-    ``out``: per message, what goes to the predict topic or, where not ``good``, to the reject topic.
+    ``out``: per message, what goes to the predict topic, or to the reject topic where not ``good``.
     ``fresh``: bool per message, whether it was learned or rejected just now rather than earlier.
     ``hits``: bool per fresh good message, right or wrong; empty before there was a model.
     ``labels``: int64 of the fresh good messages. ``new``: bool per fresh good message, whether the
@@ -61,8 +61,8 @@ class Learned:
 class Samples:
     """The good messages of a batch that are not learned yet, with what the model said about them.
 
-    ``X``: (samples, features). ``y``: int64 (samples,). ``predicted``: int64 (samples,), None before
-    there was a model. ``sources``: who sent each, None where that is not known. ``new``: bool
+    ``X``: (samples, features). ``y``: int64 (samples,). ``predicted``: int64 (samples,), None
+    before there was a model. ``sources``: who sent each, None where that is not known. ``new``: bool
     (samples,), whether the model had not learned the same features before.
     """
 
@@ -99,8 +99,8 @@ class Trainer:
     def open(self) -> None:
         """Take the lease, load the model, and check that it fits the stream.
 
-        Raises ``StopJob`` where it does not. Where this fails, the lease is given back, because Flink
-        does not close what was not opened.
+        Raises ``StopJob`` where it does not. Where this fails, the lease is given back, because
+        Flink does not close what was not opened.
         """
         try:
             self._open()
@@ -238,7 +238,7 @@ class Trainer:
         )
 
     def _scored(self, scores: Scores, samples: Samples) -> Scores:
-        """Return the scores with these samples counted; samples without a prediction don't count."""
+        """Return the scores with these samples counted, unless they were not predicted."""
         if samples.predicted is None:
             return scores
         scores = deepcopy(scores)
@@ -295,7 +295,7 @@ def _outgoing(
     version: int,
     fresh: np.ndarray,
 ) -> list[bytes]:
-    """Return, per message, the JSON for the predict topic, or for the reject topic where it is bad."""
+    """Return each message's JSON for the predict topic, or for the reject topic where it is bad."""
     good = parsed.good
     guesses = [None] * len(parsed.y) if predicted is None else predicted.tolist()
     places = (values[good].tolist() for values in (batch.partitions, batch.offsets, ~fresh))

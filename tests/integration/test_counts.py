@@ -1,4 +1,4 @@
-"""What the job's speed rests on, in counts: seconds differ by machine, these don't."""
+"""Counts on which the job's speed depends; unlike seconds they are the same on each machine."""
 
 import threading
 
@@ -38,9 +38,8 @@ def test_a_batch_of_any_size_costs_one_command_to_redis_and_no_question_to_kafka
             commands.append(args[0])
         return execute(*args, **options)
 
-    trainer.learn(
-        [DIGITS.sample(X, 3)], np.zeros(1, np.int64), np.zeros(1, np.int64)
-    )  # sends the script itself
+    # The first commit sends the script itself, so it is not counted.
+    trainer.learn([DIGITS.sample(X, 3)], np.zeros(1, np.int64), np.zeros(1, np.int64))
     monkeypatch.setattr(trainer.store.redis, "execute_command", count)
     monkeypatch.setattr(trainer.log, "read", lambda *args, **options: questions.append(args))
     monkeypatch.setattr(trainer.log, "bounds", lambda: questions.append("bounds"))
@@ -57,7 +56,7 @@ def test_a_batch_of_any_size_costs_one_command_to_redis_and_no_question_to_kafka
 
 
 def test_a_batch_with_transaction_markers_costs_one_question(trainer, monkeypatch):
-    """However many markers it has: no record is read again, in this batch or a later one."""
+    """The number of markers does not matter, and no record is read again, now or later."""
     questions, ask = [], trainer.log.ask_for_beginnings
     monkeypatch.setattr(trainer.log, "pieces", lambda *args: questions.append(args))
     monkeypatch.setattr(
@@ -65,11 +64,10 @@ def test_a_batch_with_transaction_markers_costs_one_question(trainer, monkeypatc
     )
     following = 0
     for size in (1, 100, 5000):
-        offsets = (
-            following + np.arange(size) + np.arange(size) // 3
-        )  # a marker after each three samples
+        markers = np.arange(size) // 3  # one after each three samples
+        offsets = following + np.arange(size) + markers
         trainer.learn([DIGITS.sample(X, 3)] * size, np.zeros(size, np.int64), offsets)
-        following = int(offsets[-1]) + 2  # one between the batches
+        following = int(offsets[-1]) + 2  # and one between the batches
     assert trainer.meta.samples == 5101
     assert questions == [{0: 1}, {0: 135}], "the first offset that each batch lacks"
 
@@ -95,16 +93,18 @@ def test_a_commit_writes_few_bytes_beside_the_model(trainer, monkeypatch):
     trainer.learn([DIGITS.sample(X, 3)] * 1000, partitions, offsets)
     trainer.learn([DIGITS.sample([1, *X[1:]], 3)] * 1000, partitions, offsets + 1000)
     model = len(trainer.held.stored.model)
-    first, second = (
-        sum(len(part if isinstance(part, bytes) else str(part)) for part in arguments)
-        for arguments in sent
-    )
+    first, second = (written(arguments) for arguments in sent)
     assert first < model + 4000 + Seen.size
     assert second < model + 4000 + 2 * STATE_PAGE
 
 
+def written(arguments: list) -> int:
+    """Return how many bytes a commit sends to Redis."""
+    return sum(len(part if isinstance(part, bytes) else str(part)) for part in arguments)
+
+
 def test_a_bundle_starts_no_thread_of_the_profiler(monkeypatch):
-    for name in ("start", "stop"):  # put back afterwards
+    for name in ("start", "stop"):  # restored after the test
         monkeypatch.setattr(StateSampler, name, getattr(StateSampler, name))
     end_bundles_at_once()
     sampler, threads = StateSampler("stage", CounterFactory()), threading.active_count()
@@ -122,12 +122,10 @@ def test_a_flood_is_learned_in_large_batches_each_message_by_one_evaluation(stac
     client = Redis(**stack.settings.redis_client())
     key = Keys.of(stack.settings.model_key).meta
     until(lambda: int(client.hget(key, "samples") or 0) == 20_000, 240, "20,000 samples learned")
-    assert (
-        int(client.hget(key, "version")) <= 200
-    )  # 100 messages a commit; 1,000 and more on a machine at rest
+    # That is at least 100 messages a commit; an idle machine reaches 1,000 and more.
+    assert int(client.hget(key, "version")) <= 200
     plan = stack.rest(f"/jobs/{job}/plan")["plan"]["nodes"]
     assert sum(node["description"].count("PythonCalc(") for node in plan) == 1
-    assert (
-        len(plan) == 2
-    )  # the sinks have a task of their own, as the end of a transaction takes time
+    # The sinks have a task of their own, because committing a transaction takes time.
+    assert len(plan) == 2
     stack.cancel_job(job)

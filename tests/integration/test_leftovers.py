@@ -1,4 +1,4 @@
-"""What a submission left in the output topics, on a real Kafka: whose it is, and what is done about it."""
+"""Open transactions and outputs of earlier submissions in the output topics, on a real Kafka."""
 
 from contextlib import closing
 
@@ -37,7 +37,10 @@ def loop(parts: Stack) -> Stack:
 
 @pytest.fixture
 def leave_open(loop):
-    """Return a function that leaves a transaction open over some records; closed in the end."""
+    """Return a function that sends records and leaves their transaction open.
+
+    Its producers are closed after the test.
+    """
     producers = []
 
     def leave(
@@ -47,14 +50,10 @@ def leave_open(loop):
         producers.append(producer)
         producer.init_transactions()
         producer.begin_transaction()
+        target = topic or loop.settings.predict_topic
         for value in values:
-            producer.send(
-                topic or loop.settings.predict_topic,
-                value,
-                key=b"k",
-                headers=list(headers),
-                partition=0,
-            ).get(30)
+            sent = producer.send(target, value, key=b"k", headers=list(headers), partition=0)
+            sent.get(30)
         if commit:
             producer.commit_transaction()
 
@@ -107,7 +106,7 @@ def test_what_a_dead_submission_left_open_is_ended_and_read_again(loop, leave_op
 
 
 def other_pipelines(config: Settings, mine: str) -> dict[str, str]:
-    """Return transactional ids that are not of this pipeline, by what makes them another's."""
+    """Return {what differs: transactional id} of other pipelines."""
     moved = {
         "model key": {"model_key": f"{config.model_key}-eu"},
         "model key that another begins with": {"model_key": config.model_key[:-1]},
@@ -150,7 +149,7 @@ FOREIGN = {
 }
 
 
-def test_foreign_records_behind_an_open_transaction_are_passed_over(loop, leave_open):
+def test_foreign_records_behind_an_open_transaction_are_skipped(loop, leave_open):
     config, mine = loop.settings, old(loop)
     group_at(config, 100)
     leave_open(ids(config, mine), orjson.dumps(OUTPUT), *FOREIGN.values())
@@ -168,30 +167,26 @@ def test_only_the_submission_that_is_resumed_keeps_its_transactions(loop, leave_
     resumed, between = "20260101T000000.000000Z-aaaaaaaa", "20260102T000000.000000Z-bbbbbbbb"
     for submission in (resumed, between):
         leave_open(ids(config, submission), orjson.dumps(OUTPUT))
-    metadata = (
-        b"\x00\xff"
-        + transactional_prefix(config, config.predict_topic, resumed).encode()
-        + b"\x80\x01"
-    )
+    prefix = transactional_prefix(config, config.predict_topic, resumed)
+    metadata = b"\x00\xff" + prefix.encode() + b"\x80\x01"
     assert submissions_in(config, metadata) == {resumed}
     abort_open_transactions(config, {resumed})
     assert ids(config, resumed) in open_ids(config)
     assert ids(config, between) not in open_ids(config)
-    assert committed(config) == 100  # Flink goes on from the checkpoint's own offsets
+    assert committed(config) == 100  # Flink continues from the checkpoint's own offsets
     abort_open_transactions(config)
     assert committed(config) == 40
 
 
 def test_metadata_of_another_model_names_no_submission(loop):
     other = loop.settings.model_copy(update={"model_key": "another"})
-    metadata = transactional_prefix(
-        other, other.predict_topic, "20260101T000000.000000Z-aaaaaaaa"
-    ).encode()
-    assert submissions_in(loop.settings, metadata) == set()
+    submission = "20260101T000000.000000Z-aaaaaaaa"
+    prefix = transactional_prefix(other, other.predict_topic, submission)
+    assert submissions_in(loop.settings, prefix.encode()) == set()
 
 
 @pytest.mark.parametrize(("output", "model"), [(OUTPUT, True), (REJECT, True), (OUTPUT, False)])
-def test_outputs_of_this_model_are_told_from_others(loop, leave_open, output, model):
+def test_only_outputs_of_this_model_are_found(loop, leave_open, output, model):
     config = loop.settings
     leave_open("t", *FOREIGN.values(), commit=True)
     leave_open("t", orjson.dumps(OUTPUT), headers=[(MODEL_HEADER, b"another")], commit=True)

@@ -1,4 +1,4 @@
-"""What admin.py does to a stored model, on a real Kafka and Redis; nothing of it beside a live job."""
+"""The changes of admin.py to a stored model, on a real Kafka and Redis, while no job runs."""
 
 import pickle
 import secrets
@@ -32,7 +32,10 @@ __all__ = ["loop", "tasks"]  # fixtures
 
 @pytest.fixture
 def admin(loop, monkeypatch):
-    """Return a caller of admin.py on the settings of ``loop`` or others; it raises what the command does."""
+    """Return a function that calls admin.py on the settings of ``loop`` or on others.
+
+    It raises what the command raises.
+    """
 
     def call(*arguments: str, settings: Settings | None = None, answer: str = "") -> Result:
         monkeypatch.setattr(model_admin, "settings", lambda: settings or loop.settings)

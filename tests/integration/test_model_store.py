@@ -27,7 +27,7 @@ MODEL = pickle.dumps(SGDClassifier())
 
 
 class Opened:
-    """A pickle of this says that it was opened."""
+    """A pickle of this fails the test when it is opened."""
 
     def __reduce__(self):
         return pytest.fail, ("a pickle was opened that must not be",)
@@ -80,7 +80,7 @@ def test_a_commit_on_what_somebody_else_changed_is_refused_and_writes_nothing(st
     assert store.read(with_state=True) == second
 
 
-def test_a_commit_of_a_version_that_stands_there_already_is_refused_after_a_clear(store):
+def test_a_commit_on_a_model_that_was_cleared_is_refused(store):
     first = store.commit(None, meta(1), MODEL, b"")
     store.clear()
     with pytest.raises(ConflictError):
@@ -132,7 +132,7 @@ def test_a_key_that_goes_missing_is_noticed_at_the_next_commit(store, missing):
         store.read(with_state=True)
 
 
-def test_one_key_without_the_others_is_said(store):
+def test_one_key_without_the_others_is_reported(store):
     store.commit(None, meta(), MODEL, b"")
     store.redis.delete(store.keys.model)
     with pytest.raises(IncompleteError, match=r"is gone while .* is still there"):
@@ -205,7 +205,7 @@ def test_a_pickle_of_another_scikit_learn_says_what_to_do(store):
         store.read().estimator()
 
 
-def test_clearing_leaves_a_signed_mark_and_says_whether_there_was_a_model(store):
+def test_clearing_leaves_a_signed_mark_and_returns_whether_there_was_a_model(store):
     assert not store.clear()
     stored = store.commit(store.read(), meta(), MODEL, b"state")
     assert not stored.cleared
@@ -238,7 +238,7 @@ def test_a_field_of_a_later_version_is_gone_after_the_next_commit(store):
 
 
 @pytest.mark.parametrize("key", [0, 1, 2])
-def test_a_key_of_another_type_is_said_in_a_sentence(store, key):
+def test_a_key_of_another_type_is_reported_in_a_sentence(store, key):
     stored = store.commit(None, meta(), MODEL, b"state")
     store.redis.delete(store.keys[key])
     store.redis.rpush(store.keys[key], "x")
@@ -292,7 +292,7 @@ def test_a_lease_without_an_end_runs_out(store, monkeypatch):
 
 
 @pytest.mark.parametrize("key", [1, 3])
-def test_a_lease_of_another_type_is_said_in_a_sentence(store, key):
+def test_a_lease_of_another_type_is_reported_in_a_sentence(store, key):
     submission = new_submission(store)
     store.redis.rpush(store.keys[key], "x")
     with pytest.raises(LeaseError, match=r"of another type.*python redis_clear.py"):

@@ -1,4 +1,4 @@
-"""Each setting arrives as it was given in whatever text it goes through: SQL, JAAS, properties, YAML, shell, redis.conf."""
+"""Each setting arrives unchanged through SQL, JAAS, properties, YAML, the shell and redis.conf."""
 
 import json
 import re
@@ -28,6 +28,7 @@ from pyflink.java_gateway import get_gateway
 from pyflink.table import EnvironmentSettings, TableEnvironment
 
 java = get_gateway().jvm
+kafka = java.org.apache.flink.kafka.shaded.org.apache.kafka.common
 table_env = TableEnvironment.create(EnvironmentSettings.in_streaming_mode())
 answers = {}
 for field, case in json.load(open(sys.argv[1])).items():
@@ -39,21 +40,26 @@ for field, case in json.load(open(sys.argv[1])).items():
         path = java.org.apache.flink.table.catalog.ObjectPath("default_database", table)
         options[table] = dict(catalog.getTable(path).getOptions())
         catalog.dropTable(path, False)
-    password = java.org.apache.flink.kafka.shaded.org.apache.kafka.common.config.types.Password(case["jaas"])
-    context = java.org.apache.flink.kafka.shaded.org.apache.kafka.common.security.JaasContext
-    login = context.loadClientContext({"sasl.jaas.config": password}).configurationEntries()[0].getOptions()
+    password = kafka.config.types.Password(case["jaas"])
+    context = kafka.security.JaasContext.loadClientContext({"sasl.jaas.config": password})
+    login = context.configurationEntries()[0].getOptions()
     properties = java.java.util.Properties()
     stream = java.java.io.FileInputStream(case["properties"])
     properties.load(stream)
     stream.close()
     config = java.org.apache.flink.configuration.GlobalConfiguration.loadConfiguration(case["conf"])
-    answers[field] = {"tables": options, "login": dict(login), "properties": dict(properties), "flink": dict(config.toMap())}
+    answers[field] = {
+        "tables": options,
+        "login": dict(login),
+        "properties": dict(properties),
+        "flink": dict(config.toMap()),
+    }
 json.dump(answers, open(sys.argv[2], "w"))
 """
 
 
 def given(field: str, tmp_path: Path) -> Settings:
-    """Return settings with one of them as bad as text can be."""
+    """Return settings with the worst possible text in one of them."""
     values: dict = dict(SASL)
     if field == "run_dir":
         values[field] = tmp_path / FOLDER

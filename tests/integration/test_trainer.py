@@ -1,4 +1,4 @@
-"""The eleven rules of learning exactly once, on a real Kafka and Redis; Flink's part is played by feed()."""
+"""The eleven rules of learning exactly once, on a real Kafka and Redis; feed() replaces Flink."""
 
 import pickle
 import subprocess
@@ -38,7 +38,10 @@ def loop(parts: Stack) -> Stack:
 
 @pytest.fixture
 def tasks(loop):
-    """Return a maker of trainers, each closed in the end, that all belong to one submission unless told otherwise."""
+    """Return a function that opens trainers; they are closed after the test.
+
+    All belong to one submission, unless the test names another.
+    """
     opened, mine = [], new_submission(ModelStore(loop.settings))
 
     def make(submission: str = mine, settings=loop.settings) -> Trainer:
@@ -53,7 +56,7 @@ def tasks(loop):
 
 
 def weights(model: bytes) -> tuple:
-    """Return what the estimator has learned, to the bit; equal estimators may pickle differently."""
+    """Return the exact weights of an estimator; equal estimators may pickle differently."""
     estimator = pickle.loads(model)
     return estimator.coef_.tobytes(), estimator.intercept_.tobytes(), estimator.t_
 
@@ -68,7 +71,7 @@ def send(loop: Stack, start: int, end: int, partition: int = 0, values=None) -> 
 
 
 def send_in_transactions(loop: Stack, *sizes: int, partition: int = 0, values=None) -> None:
-    """Send one transaction of each size; a negative size is aborted. Each leaves a marker behind it."""
+    """Send one transaction of each size; a negative size is aborted. Each leaves a marker."""
     name = f"{loop.settings.input_topic}-{partition}"
     producer = Producer(loop.settings.confluent_client() | {"transactional.id": name})
     producer.init_transactions(30)
@@ -82,7 +85,7 @@ def send_in_transactions(loop: Stack, *sizes: int, partition: int = 0, values=No
 
 
 def feed(task: Trainer, start: int, end: int, partition: int = 0, size: int = 50) -> list[dict]:
-    """Hand the messages start..end of a partition to the task as Flink does, and return what goes out."""
+    """Deliver the messages start..end of a partition as Flink does, and return the outputs."""
     out = []
     records = task.log.read(partition, start, end, limit=10**6)
     for i in range(0, len(records), size):
@@ -139,7 +142,7 @@ def test_each_sample_is_predicted_scored_then_learned_as_scikit_learn_alone_does
     assert meta.scores.predicted == 450
 
 
-def test_a_restarted_task_goes_on_from_the_stored_model_and_learns_nothing_twice(loop, tasks):
+def test_a_restarted_task_continues_from_the_stored_model_and_learns_nothing_twice(loop, tasks):
     send(loop, 0, 600)
     first = tasks()
     feed(first, 0, 300)
@@ -289,7 +292,7 @@ def test_a_cleared_model_starts_over_with_the_batch_that_meets_the_mark(loop, ta
     assert weights(task.store.read().model) == weights(fresh.model_bytes())
 
 
-def test_a_model_cleared_while_no_job_ran_starts_over_where_the_stream_goes_on(loop, tasks):
+def test_a_model_cleared_while_no_job_ran_starts_over_where_the_stream_continues(loop, tasks):
     send(loop, 0, 100)
     first = tasks()
     feed(first, 0, 60)
@@ -312,7 +315,7 @@ def test_a_store_put_back_while_no_job_ran_catches_up_from_kafka_under_a_new_mod
     first.close()
     put_back(first.store, old)
     second = tasks()
-    out = feed(second, 200, 300)  # Flink goes on from its savepoint
+    out = feed(second, 200, 300)  # Flink continues from its savepoint
     meta = second.store.read().meta
     assert (meta.samples, meta.progress, meta.starts) == (300, {0: 300}, {0: 0})
     assert meta.model_id > lost.model_id
@@ -347,7 +350,7 @@ def test_a_store_older_than_the_consumer_group_writes_under_a_new_model_id(loop,
     first.close()
     put_back(first.store, old)
     second = tasks()
-    feed(second, 50, 200)  # an older checkpoint: no gap shows that the store went back
+    feed(second, 50, 200)  # an older checkpoint: no gap shows that the store was put back
     meta = second.store.read().meta
     assert (meta.samples, meta.progress) == (200, {0: 200})
     assert meta.model_id > lost.model_id
@@ -441,7 +444,7 @@ def test_quiet_partitions_are_caught_up_after_a_conflict(parts, tasks):
 
 
 def test_an_accepted_model_refuses_a_flink_that_begins_later(loop, tasks):
-    """As with -s and a checkpoint of the topic before: the messages between would have no output."""
+    """A checkpoint of the deleted topic does that: the messages between would get no output."""
     send(loop, 0, 50)
     task = tasks()
     feed(task, 0, 50)
@@ -452,7 +455,7 @@ def test_an_accepted_model_refuses_a_flink_that_begins_later(loop, tasks):
     newer = new_submission(ModelStore(loop.settings))
     second = tasks(newer)
     with pytest.raises(
-        StopJob, match=r"begins at offset 50 .* go on from 0.* Submit the job again without -s"
+        StopJob, match=r"begins at offset 50 .* continue from 0.* Submit the job again without -s"
     ):
         feed(second, 50, 100)
     second.close()
@@ -479,7 +482,7 @@ def test_a_submission_starts_at_the_lower_of_model_and_group(parts, tasks):
     for partition in range(3):
         commit_group(loop, 25, partition)
     start_at_the_model(settings, {})
-    assert task.log.committed() == {0: 25, 1: 25, 2: 25}, "without a model the group's place stands"
+    assert task.log.committed() == {0: 25, 1: 25, 2: 25}, "without a model the group's offsets stay"
     start_at_the_model(settings, task.store.progress())
     assert task.log.committed() == {0: 20, 1: 25, 2: 0}
     task.store.clear()
@@ -584,16 +587,14 @@ def remake_topic(loop: Stack) -> None:
     until(lambda: create_topics(loop.settings) or True, 20)
 
 
-def test_a_topic_made_anew_stops_the_next_start_with_a_sentence(loop, tasks):
+def test_a_recreated_topic_stops_the_next_start_with_a_sentence(loop, tasks):
     send(loop, 0, 50)
     task = tasks()
     feed(task, 0, 50)
     task.close()
     remake_topic(loop)
     send(loop, 0, 100)
-    with pytest.raises(
-        StopJob, match=r"was deleted and made again .* python admin.py model accept"
-    ):
+    with pytest.raises(StopJob, match=r"was deleted and recreated .* python admin.py model accept"):
         tasks()
 
 
@@ -713,7 +714,10 @@ def test_a_submission_whose_lease_ran_out_is_succeeded_and_ends_when_it_wakes(lo
 
 
 def test_a_submission_does_not_get_the_model_back_from_a_newer_one(loop, tasks):
-    """Where both start again at once, or where the newer one has gone since: its outputs are behind the group's offsets."""
+    """Both may restart at once, or the newer one may have ended since.
+
+    Its outputs are behind the group's offsets.
+    """
     send(loop, 0, 100)
     sleeper = tasks()
     feed(sleeper, 0, 50)
@@ -743,7 +747,7 @@ def test_a_task_that_can_not_open_gives_its_lease_back(loop, tasks):
     with pytest.raises(StopJob, match="is gone"):
         tasks()
     assert not task.store.redis.exists(task.store.keys.lease)
-    time.sleep(2 * RENEW_SECONDS)  # what would renew it would take it again
+    time.sleep(2 * RENEW_SECONDS)  # a thread that still renewed it would take it again
     assert not task.store.redis.exists(task.store.keys.lease)
 
 
@@ -764,7 +768,7 @@ def test_a_redis_that_stays_away_fails_the_task_with_a_sentence_and_loses_nothin
     feed(task, 0, 50)
     loop.redis_admin().config_set("maxmemory", 1)
     try:
-        with pytest.raises(AwayError, match="no sample is lost"):
+        with pytest.raises(AwayError, match="No sample is lost"):
             feed(task, 50, 100)
     finally:
         loop.redis_admin().config_set("maxmemory", 0)

@@ -140,7 +140,11 @@ def test_the_images_are_the_versions_that_were_tried():
     ).stdout
     assert SERVICES["redis"]["image"] == f"redis:{the(r'v=([0-9.]+)', version)}-alpine"
     assert re.findall(r"^FROM python:(3\.\d+)", DOCKERFILE, re.MULTILINE) == ["3.11", "3.11"]
-    assert "RUN pip install --no-cache-dir -r requirements.txt" in DOCKERFILE
+    assert "RUN pip install --no-cache-dir --require-hashes -r requirements/uv.lock" in DOCKERFILE
+    assert (
+        "--require-hashes \\\n        -c requirements/project.lock -r requirements.txt"
+        in DOCKERFILE
+    )
 
 
 def image_environment() -> dict[str, str]:

@@ -248,11 +248,11 @@ def test_the_reason_of_a_failed_job_is_the_exception_of_its_python_worker():
         "Caused by: java.lang.RuntimeException: Error received from SDK harness: Traceback (most recent call last):\n"
         '  File "trainer.py", line 68, in open\n'
         "    raise StopJob(str(error)) from error\n"
-        "trainer.StopJob: Topic digits was deleted and made again.\n\n"
+        "trainer.StopJob: Topic digits was deleted and recreated.\n\n"
         "\tat org.apache.beam.Something(Something.java:1)\n"
         "Caused by: java.lang.IllegalStateException: closed\n"
     )
-    assert reason(trace) == "StopJob: Topic digits was deleted and made again."
+    assert reason(trace) == "StopJob: Topic digits was deleted and recreated."
 
 
 def test_the_reason_of_a_failed_job_without_python_is_the_last_cause():
