@@ -316,6 +316,7 @@ def measure(
                         "measured_from_s": round(float(ages.sent[0]) - begin, 1),
                         "steady": is_stable(chunks),
                         "host": table[str(rate)]["host"],
+                        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                     }
     finally:
         delays.end()

@@ -384,7 +384,7 @@ def _course(learner: str, course: dict[str, Any], path: Path) -> None:
     host = course["host"]
     axes.set_xlabel(
         f"seconds since the job was submitted; LEARNER={learner}, {course['rate']:,} samples/s; "
-        f"host: {host['stolen_percent']} % stolen, load {host['load']}"
+        f"{course['finished'][:10]}, host: {host['stolen_percent']} % stolen, load {host['load']}"
     )
     axes.set_ylabel(f"age in {course['bin_s']} s, ms")
     axes.legend(fontsize=7, loc="upper right")

@@ -78,6 +78,7 @@ def test_a_plot_of_the_age_over_time_is_drawn_for_each_learner(tmp_path):
     host = {"stolen_percent": None, "load": 1.0}
     ages = {"p50": [5000.0, None, 20.0], "max": [5100.0, None, 40.0]}
     course = {"bin_s": 0.5, "stored_ms": ages, "served_ms": ages, "rate": 1000, "host": host}
+    course |= {"finished": "2026-11-25T11:00:00Z"}
     course |= {"checkpoints_s": [[0.2, 0.3]], "rewrites_s": [], "measured_from_s": 1.0}
     report.plots({"freshness_over_time": {"default": course, "sgd": course}}, tmp_path)
     drawn = {path.name for path in tmp_path.iterdir()}
