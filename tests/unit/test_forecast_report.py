@@ -87,6 +87,13 @@ def test_a_missed_goal_is_said_with_its_horizon():
     assert report.lost_to(rows, "lightgbm_same_inputs")[0] == "1-7 days (average MAPE)"
 
 
+def test_the_flights_are_a_year_of_three_airports(tmp_path):
+    series = measure.flights(tmp_path / "flights.parquet")
+    assert sorted(series.keys["region"].unique()) == ["EWR", "JFK", "LGA"]
+    assert series.days == 364  # the last day ends with its last departure, not at midnight
+    assert series.counts.sum() + series.rejects["outside the days"] == 336_776
+
+
 def test_an_unknown_step_is_refused():
     assert "the steps are days" in CliRunner().invoke(report.main, ["--steps", "dayz"]).output
 
