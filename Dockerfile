@@ -1,4 +1,5 @@
-# One image for the job, the producer and the page: Python, Java and Flink come from the wheels in requirements.txt.
+# One image for the job, the producer and the page.
+# Python's packages, Java and Flink come from the wheels in requirements.txt.
 FROM python:3.11-bookworm AS build
 WORKDIR /app
 # The full image, as one dependency (crcmod) has no wheel and is compiled.
@@ -10,7 +11,8 @@ RUN pip install --no-cache-dir --require-hashes -r requirements/uv.lock \
     && uv pip install --no-cache --python .local/venv --require-hashes \
         -c requirements/project.lock -r requirements.txt
 COPY . .
-# local/java/kafka is left out by .dockerignore: of the jars only the connector and its zstd come along, checked against its lock.
+# .dockerignore excludes local/java/kafka, so only the jars of the connector and of zstd are
+# downloaded, and checked against their lock.
 RUN python -c "from settings import settings; from local import fetch, flink_cluster; fetch.fetch_jars(); \
         flink_cluster.prepare_flink(settings()); flink_cluster.write_flink_launcher()"
 
@@ -26,8 +28,9 @@ ENV PATH=/app/.local/venv/bin:$PATH \
     FLINK_LIB_DIR=/app/.local/flink/lib \
     FLINK_LOG_DIR=/app/.local/log \
     FLINK_PID_DIR=/app/.local/pids
-# Made here so that the named volumes over them belong to app.
+# Created here so that the named volumes mounted over them belong to app.
 RUN install -d -o app /app/.local/checkpoints /app/.local/savepoints /app/.local/log /app/.local/pids
 USER app
-# A password given as a secret reaches the processes through their environment, and no image, argument or inspection.
+# The password comes from a secret. It is in the environment of the processes only, not in the
+# image, an argument or the output of docker inspect.
 ENTRYPOINT ["/bin/sh", "-ec", "if [ -f /run/secrets/redis_password ]; then REDIS_PASSWORD=\"$(cat /run/secrets/redis_password)\"; export REDIS_PASSWORD; fi; exec \"$@\"", "--"]

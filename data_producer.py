@@ -19,13 +19,13 @@ from settings import one_line, settings
 
 ONE_PASS = 1797  # samples in the data set
 NO_TIME = "0000-00-00 00:00:00"  # placeholder for the time of sending in a prepared message
-MAX_SENT = 200_000  # copies; a repeat after so many is rare, and memory stays bounded
+MAX_SENT = 200_000  # remembered copies; the limit bounds memory, and later repeats are rare
 CHUNK_SECONDS = 0.005  # shortest sleep between two chunks
 
 
 def digits_of_the_data_set() -> tuple[np.ndarray, np.ndarray]:
     """Return scikit-learn's digits, pixels float64 (1797, 64) from 0 to 16, and their labels."""
-    # Takes seconds to import, and only the replay needs it.
+    # Imported here: it takes seconds, and only the replay needs it.
     from sklearn.datasets import load_digits
 
     X, y = load_digits(return_X_y=True)
@@ -33,7 +33,7 @@ def digits_of_the_data_set() -> tuple[np.ndarray, np.ndarray]:
 
 
 def prepared(X: np.ndarray, y: np.ndarray) -> list[tuple[bytes, bytes]]:
-    """Return each digit's message in two parts, before and after the time of its sending."""
+    """Return each digit's message, split at its time: (before, after)."""
     found = []
     for pixels, label in zip(X, y, strict=True):
         head, _, tail = DIGITS.sample(pixels, label, ts=NO_TIME).partition(NO_TIME.encode())
@@ -42,10 +42,10 @@ def prepared(X: np.ndarray, y: np.ndarray) -> list[tuple[bytes, bytes]]:
 
 
 def passes(seed: int, vary: bool = False) -> Iterator[bytes]:
-    """Yield stamped messages without end: the digits in order, then pass after pass.
+    """Yield messages with the present time, endlessly: the digits in order, then pass after pass.
 
-    ``seed`` decides the order of the later passes. With ``vary`` these hold copies of the digits as
-    other hands would have written them, none of which was sent before.
+    ``seed`` shuffles the later passes. With ``vary`` they hold distorted copies of the digits, as
+    if other people had written them. No copy equals an earlier sample.
     """
     X, y = digits_of_the_data_set()
     messages, sent = prepared(X, y), Sent(X)
@@ -63,7 +63,7 @@ def passes(seed: int, vary: bool = False) -> Iterator[bytes]:
 
 
 class Sent:
-    """Knows the digits and the newest 200,000 copies of them that were sent."""
+    """The digits and the newest ``MAX_SENT`` copies of them that were sent."""
 
     def __init__(self, X: np.ndarray) -> None:
         self.originals = {digest(pixels) for pixels in X}
@@ -81,7 +81,7 @@ class Sent:
         return copies
 
     def _add(self, pixels: np.ndarray) -> bool:
-        """Note a copy, and return whether it is new."""
+        """Remember a copy and return whether it is new."""
         key = digest(pixels)
         if key in self.originals or key in self.copies:
             return False
@@ -92,7 +92,7 @@ class Sent:
 
 
 def digest(pixels: np.ndarray) -> bytes:
-    """Return what tells one picture from another."""
+    """Return a hash of a picture."""
     return blake2b(pixels.tobytes(), digest_size=8).digest()
 
 

@@ -4,7 +4,7 @@ Set-up applies the rule before any package is installed, so this module imports 
 """
 
 # Java separates class paths by colons, Kafka and Flink separate lists by commas and semicolons,
-# and all three give a backslash and ${ a meaning of their own.
+# and all three treat a backslash and ${ specially.
 MISREAD = {
     "a colon": ":",
     "a comma": ",",

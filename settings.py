@@ -23,7 +23,7 @@ FILES = ("run_dir", "kafka_ssl_cafile", "redis_ca_file", "model_signing_key_file
 
 
 class Settings(BaseSettings):
-    """The settings of one installation; raises ``pydantic.ValidationError`` for an invalid value."""
+    """The settings of one installation; raises pydantic's ``ValidationError`` if invalid."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 

@@ -1,7 +1,7 @@
-"""Faults against the running job: real processes are killed, stopped and put back, while numbered messages stream in.
+"""Faults against a running job, on real processes, while numbered messages arrive.
 
-``Trial`` runs the job; each function in ``FAULTS`` does one fault and what a person or ``make run`` does about it, and
-returns when the job learns again. ``Trial.prove`` then checks all that was promised (harness/proof.py).
+``Trial`` runs the job. Each function in ``FAULTS`` injects one fault and then does what a person or
+``make run`` would do. ``Trial.prove`` checks what was promised (harness/proof.py).
 """
 
 import contextlib
@@ -32,11 +32,14 @@ from loop.model_store import ModelStore, Stored, StoreError
 from loop.topic_log import TopicLog
 from settings import HERE
 
-LONG = 240  # seconds that a busy machine may take for a recovery of seconds
+LONG = 240  # seconds; on a busy machine a recovery of seconds may take minutes
 
 
 class Trial:
-    """The job, a producer and the page on a stack with names of its own; the job reaches Redis through a proxy."""
+    """The job, a producer and the page, with their own topics and model on a running stack.
+
+    The job reaches Redis through a proxy. ``rate``: messages per second.
+    """
 
     def __init__(
         self, parts: Stack, rng: random.Random, rate: float = 200, learner: str = "sgd"
@@ -58,13 +61,13 @@ class Trial:
         self.keep_the_whole_history()
 
     def keep_the_whole_history(self) -> None:
-        """Have Redis not rewrite its append-only file, in which the proof reads every commit."""
+        """Keep Redis from rewriting its append-only file, in which the proof reads every commit."""
         self.stack.redis_admin().config_set("auto-aof-rewrite-percentage", 0)
 
-    # -- what streams, learns and answers ---------------------------------------------------------------------------
+    # -- producer, job and page --------------------------------------------------------------
 
     def start(self, page: bool = True) -> "Trial":
-        """Start the producer, the job and the page, and return when the job learns."""
+        """Start the producer, the job and the page; return when the job learns."""
         self.produce()
         self.submit()
         if page:
@@ -75,26 +78,21 @@ class Trial:
         return self
 
     def close(self) -> None:
-        """End what this trial started; the parts go on."""
+        """End what this trial started; the stack keeps running."""
         self._watching.clear()
         self.stop_producing()
         if self.page and self.page.process:
             self.page.process.kill()
             self.page.process.communicate()
-        with contextlib.suppress(OSError):  # a JobManager that is down has no jobs
+        with contextlib.suppress(OSError):  # the JobManager may be down
             self.cancel()
         self.proxy.close()
         self.log.close()
 
     def produce(self) -> None:
-        """Start the producer; each one numbers from a million of its own."""
-        argv = [
-            sys.executable,
-            "-m",
-            "harness.numbered_producer",
-            str(self.sent_from),
-            str(self.rate),
-        ]
+        """Start the producer; each one has its own million of numbers."""
+        numbers = [str(self.sent_from), str(self.rate)]
+        argv = [sys.executable, "-m", "harness.numbered_producer", *numbers]
         self.sent_from += 1_000_000
         self.producer = subprocess.Popen(argv, cwd=HERE, env=self.stack.env)
 
@@ -105,34 +103,34 @@ class Trial:
             self.producer.wait()
 
     def submit(self, restore: Path | str | None = None) -> str:
-        """Submit the job, from a savepoint or checkpoint or (where predictions may repeat) from the group's offsets."""
+        """Submit the job from a savepoint or checkpoint, or from the consumer group's offsets.
+
+        Without a restore point, some predictions may appear twice; ``proof.again`` records which.
+        """
         again = self.unfinished()
         job = self.stack.submit_job(restore=restore, REDIS_PORT=str(self.proxy.port))
         self.jobs.append(job)
-        if (
-            restore is None
-        ):  # the submission may have moved the group back, over transactions that were left open
+        if restore is None:
+            # The submission may have set the group back to before transactions that were open.
             self.proof.again |= again | self.unfinished()
         return job
 
     def unfinished(self) -> set[tuple[str, int, int]]:
-        """Return the places that the model has learned and the consumer group has not committed."""
+        """Return the places that the model has learned but the consumer group has not committed."""
         stored = self.stored()
         if stored is None:
             return set()
         committed = self.log.committed()
-        places = {
-            p: range(committed.get(p, 0), end)
-            for p, end in (stored.meta.progress or stored.meta.starts).items()
-        }
-        return {
-            (stored.meta.topic_id, p, offset) for p, offsets in places.items() for offset in offsets
-        }
+        places = set()
+        for partition, end in (stored.meta.progress or stored.meta.starts).items():
+            for offset in range(committed.get(partition, 0), end):
+                places.add((stored.meta.topic_id, partition, offset))
+        return places
 
     def cancel(self, *jobs: str) -> None:
-        """Cancel what runs, or is about to run again, of these or all of this trial's jobs."""
+        """Cancel these jobs, or all of this trial, unless they have ended."""
         for job in jobs or self.jobs:
-            with contextlib.suppress(OSError):  # a JobManager that was started anew doesn't know it
+            with contextlib.suppress(OSError):  # a restarted JobManager doesn't know it
                 if self.stack.job_state(job) not in ("CANCELED", "FAILED", "FINISHED"):
                     self.stack.cancel_job(job)
 
@@ -143,12 +141,12 @@ class Trial:
         def completed() -> list[Path]:
             return [path for job in self.jobs for path in (folder / job).glob("chk-*/_metadata")]
 
-        # After an accept there is none until the job has made its first.
+        # After an accept there is none until the job has completed its first.
         found = until(completed, 60, "a checkpoint is completed")
         return max(found, key=lambda path: path.stat().st_mtime).parent
 
     def workers(self) -> list[psutil.Process]:
-        """Return the Python workers of the TaskManager that runs now, and of those before it that still live."""
+        """Return the running Python workers of this stack's present and earlier TaskManagers."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, ProcessLookupError):
@@ -158,52 +156,53 @@ class Trial:
         return found
 
     def stored(self) -> Stored | None:
-        """Return what Redis holds, None where that can't be read now."""
+        """Return what Redis holds, None if it can't be read now."""
         with contextlib.suppress(redis.RedisError, StoreError):
             return self.store.read()
         return None
 
     def recovered(self, seconds: float = LONG) -> float:
-        """Return after how many seconds the job has learned what was in the topic just now, and a message more."""
+        """Wait until the job has learned all present messages and one more per partition.
+
+        Returns how many seconds that took.
+        """
         begin = time.monotonic()
         ends = until(self.log.bounds, seconds, "Kafka answers")
-        behind: dict[int, int] = {}
+        lag: dict[int, int] = {}
 
         def learned() -> bool:
             stored = self.stored()
             progress = stored.meta.progress if stored and not stored.cleared else {}
-            behind.update({p: end + 1 - progress.get(p, 0) for p, (_, end) in ends.items()})
-            return all(left <= 0 for left in behind.values())
+            lag.update({p: end + 1 - progress.get(p, 0) for p, (_, end) in ends.items()})
+            return all(messages <= 0 for messages in lag.values())
 
         try:
             until(learned, seconds, "the job learns again")
         except AssertionError as error:
-            raise AssertionError(
-                f"{error}; behind by {behind}; {self._told(self.jobs[-1])}"
-            ) from None
+            raise AssertionError(f"{error}; lag {lag}; {self._state_of(self.jobs[-1])}") from None
         return time.monotonic() - begin
 
     def stopped_with(self, sentence: str, job: str | None = None) -> None:
-        """Return when the job was failed with this sentence; a TaskManager that died with it comes back, as by make run."""
+        """Wait until the job has failed with this sentence, and restart a dead TaskManager."""
         job = job or self.jobs[-1]
 
-        def told() -> bool:
-            # Where the connector closes a producer that was fenced, it may throw, and Flink then ends the whole TaskManager.
+        def failed() -> bool:
+            # The connector may throw while it closes a fenced producer.
+            # Flink then ends the whole TaskManager.
             self.parts.start("taskmanager")
             return sentence in self.stack.exceptions(job)
 
         try:
-            until(told, LONG, f"the job says: {sentence}")
+            until(failed, LONG, f"the job fails with: {sentence}")
         except AssertionError as error:
-            raise AssertionError(f"{error}; {self._told(job)}") from None
+            raise AssertionError(f"{error}; {self._state_of(job)}") from None
 
-    def _told(self, job: str) -> str:
-        return (
-            f"the job is {self.stack.job_state(job)} and said: {self.stack.exceptions(job)[:3000]}"
-        )
+    def _state_of(self, job: str) -> str:
+        exceptions = self.stack.exceptions(job)[:3000]
+        return f"the job is {self.stack.job_state(job)}; its exception: {exceptions}"
 
     def admin(self, *command: str) -> str:
-        """Run one of the project's commands to its end and return what it printed."""
+        """Run one of the project's commands and return its output."""
         done = subprocess.run(
             [sys.executable, *command], cwd=HERE, env=self.stack.env, capture_output=True, text=True
         )
@@ -211,31 +210,32 @@ class Trial:
         return done.stdout
 
     def keep(self) -> None:
-        """Remember messages and commits before one of them is deleted."""
+        """Record messages and commits before some of them are deleted."""
         self.proof.keep(self.log.topic_id())
 
     def _watch_page(self, page: Page) -> None:
-        """Ask the page for its model and for an answer, without end; note each step back and each 500."""
+        """Ask the page for its model and for an answer; note each older version and each 500."""
         newest = ("", 0)
         while self._watching.is_set():
-            with contextlib.suppress(
-                requests.RequestException, KeyError
-            ):  # killed, or no model yet
+            # The page may be killed, or have no model yet.
+            with contextlib.suppress(requests.RequestException, KeyError):
                 status, model = page.get("/model")
                 if status >= 500 and status != 503:
                     self.page_problems.append(f"GET /model: {status}")
-                if (model["model_id"], model["version"]) < newest:
-                    self.page_problems.append(
-                        f"{model['model_id']}:{model['version']} after {newest}"
-                    )
-                newest = max(newest, (model["model_id"], model["version"]))
+                served = model["model_id"], model["version"]
+                if served < newest:
+                    self.page_problems.append(f"{served} after {newest}")
+                newest = max(newest, served)
                 status, answer = page.post("/predict", imgStr=drawing(3))
                 if status != 201:
                     self.page_problems.append(f"POST /predict: {status} {answer}")
             time.sleep(0.2)
 
     def prove(self) -> tuple[int, int, int]:
-        """Let the job finish what is there and check everything; returns (messages, lost, learned twice)."""
+        """Wait until the job has learned everything, then check all promises.
+
+        Returns the numbers of messages: (sent, lost, learned twice).
+        """
         self.stop_producing()
         ends = {p: end for p, (_, end) in self.log.bounds().items()}
 
@@ -248,9 +248,8 @@ class Trial:
         self.keep()
         stored = self.store.read(with_state=True)
         assert stored
-        assert stored.meta.commit_id == list(self.proof.commits)[-1], (
-            "the last commit is the stored model"
-        )
+        last = list(self.proof.commits)[-1]
+        assert stored.meta.commit_id == last, "the last commit is the stored model"
         assert not self.page_problems, self.page_problems[:5]
         until(self._outputs_hold, 60, "each message has one output")
         return len(self.proof.messages), *self.proof.lost_and_twice()
@@ -263,14 +262,14 @@ class Trial:
 @contextlib.contextmanager
 def trial(parts: Stack, seed: int, **options) -> Iterator[Trial]:
     """Run the job while the block runs."""
-    running = Trial(parts, random.Random(seed), **options)  # noqa: S311 - draws faults
+    running = Trial(parts, random.Random(seed), **options)  # noqa: S311 - no secret
     try:
         yield running.start()
     finally:
         running.close()
 
 
-# --- the faults ----------------------------------------------------------------------------------------------------
+# --- the faults -----------------------------------------------------------------------------
 
 
 def kill_worker(t: Trial) -> None:
@@ -284,7 +283,7 @@ def kill_taskmanager(t: Trial) -> None:
 
 
 def kill_jobmanager(t: Trial) -> None:
-    """As make run does: without high availability the job is gone, and comes back from its newest checkpoint."""
+    """Without high availability the job is lost; it is submitted from its newest checkpoint."""
     t.parts.kill("jobmanager")
     t.parts.restart(*FLINK)
     t.submit(t.newest_checkpoint())
@@ -314,15 +313,22 @@ def kill_page(t: Trial) -> None:
 
 
 def pause_a_part(t: Trial) -> None:
-    """SIGSTOP one of the parts for 10 s."""
+    """SIGSTOP the workers or another process for 10 s."""
     name = t.rng.choice(["worker", "taskmanager", "jobmanager", "kafka", "redis"])
-    stopped = t.workers() if name == "worker" else [psutil.Process(t.parts.parts[name].popen.pid)]  # type: ignore[union-attr]
+    stopped = t.workers() if name == "worker" else [running(t, name)]
     for process in stopped:
         process.send_signal(signal.SIGSTOP)
     time.sleep(10)
     for process in stopped:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGCONT)
+
+
+def running(t: Trial, name: str) -> psutil.Process:
+    """Return a process of the stack by its name, for example ``kafka``."""
+    popen = t.parts.parts[name].popen
+    assert popen, f"{name} runs"
+    return psutil.Process(popen.pid)
 
 
 def stop_redis_for_20_s(t: Trial) -> None:
@@ -333,17 +339,17 @@ def stop_redis_for_20_s(t: Trial) -> None:
 
 
 def submit_a_second_job(t: Trial) -> None:
-    """The second ends with a sentence, before it touches a transaction of the first."""
+    """The second job ends with a sentence before it aborts a transaction of the first."""
     with pytest.raises(AssertionError, match="Another submission of this job"):
         t.stack.submit_job()
 
 
 def wake_a_stale_task(t: Trial) -> None:
-    """The first task sleeps until its lease is gone, another job starts, the first wakes up."""
+    """The first task sleeps until its lease has expired, another job starts, the first wakes."""
     stopped, first = t.workers(), t.jobs[-1]
     for process in stopped:
         process.send_signal(signal.SIGSTOP)
-    until(lambda: not t.store.redis.exists(t.store.keys.lease), 60, "the lease is gone")
+    until(lambda: not t.store.redis.exists(t.store.keys.lease), 60, "the lease has expired")
     t.submit()
     t.recovered()
     for process in stopped:
@@ -358,7 +364,7 @@ def clear_the_model(t: Trial) -> None:
 
 
 def copy_redis(t: Trial) -> Path:
-    """Return a copy of Redis's append-only file as it is now, which the kernel may have cut inside a commit."""
+    """Return a copy of Redis's append-only file, which may end in the middle of a commit."""
     copy = t.settings.run_dir / "redis-before"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(t.redis_folder, copy, ignore=shutil.ignore_patterns("*.new"))
@@ -366,6 +372,7 @@ def copy_redis(t: Trial) -> Path:
 
 
 def put_redis_back(t: Trial, copy: Path) -> None:
+    """Restart Redis with the copy's data."""
     t.parts.kill("redis")
     t.keep()
     for path in files(copy):
@@ -384,12 +391,13 @@ def roll_redis_back_under_the_job(t: Trial) -> None:
 def roll_redis_back_while_the_job_is_down(t: Trial) -> None:
     copy = copy_redis(t)
     t.recovered()
-    wanted = {p: end for p, (_, end) in t.log.bounds().items()}
-    until(
-        lambda: all(t.log.committed().get(p, 0) >= end for p, end in wanted.items()),
-        60,
-        "a checkpoint past the copy",
-    )
+    ends = {p: end for p, (_, end) in t.log.bounds().items()}
+
+    def checkpointed() -> bool:
+        committed = t.log.committed()
+        return all(committed.get(p, 0) >= end for p, end in ends.items())
+
+    until(checkpointed, 60, "a checkpoint past the copy")
     t.cancel()
     put_redis_back(t, copy)
     t.submit(t.newest_checkpoint())
@@ -402,7 +410,7 @@ def lose_the_answer_to_a_commit(t: Trial) -> None:
 
 
 def cancel_and_submit_again(t: Trial) -> None:
-    """Without a checkpoint, as a person who doesn't know of any."""
+    """Submit without a checkpoint, like a person who does not know of any."""
     t.cancel()
     t.submit()
 
@@ -429,13 +437,13 @@ def add_a_partition(t: Trial) -> None:
     count = len(t.log.bounds()) + 1
     with contextlib.closing(KafkaAdminClient(**t.settings.kafka_client())) as client:
         client.create_partitions({t.settings.input_topic: NewPartitions(count)})
-    kill_producer(t)  # the new one sends to the new partition, too
+    kill_producer(t)  # the next one also sends to the new partition
 
 
 def delete_samples_under_a_stalled_reader(t: Trial) -> None:
-    """Retention takes samples that were not learned; the job says so, and a person accepts it."""
+    """Retention deletes samples that were not learned; the job stops, and a person accepts it."""
     job = t.jobs[-1]
-    stopped = [psutil.Process(t.parts.parts["taskmanager"].popen.pid), *t.workers()]  # type: ignore[union-attr]
+    stopped = [running(t, "taskmanager"), *t.workers()]
     for process in stopped:
         process.send_signal(signal.SIGSTOP)
     time.sleep(8)
@@ -476,38 +484,36 @@ def make_the_topic_anew(t: Trial) -> None:
 
 
 def accept(t: Trial) -> None:
-    """Let a person accept what was lost; places without a committed prediction can't be predicted any more."""
+    """Run ``model accept``, and record the skipped places and those without a prediction."""
     before = t.store.read()
     assert before
     t.proof.unpredicted |= t.unfinished()
     t.admin("admin.py", "model", "accept", "--yes")
     after = t.store.read()
     assert after
-    same = before.meta.topic_id == after.meta.topic_id
+    old, new = before.meta, after.meta
     for place in t.proof.messages:
         topic_id, partition, offset = place
-        unread = topic_id == before.meta.topic_id and offset >= before.meta.progress.get(
-            partition, 0
-        )
-        if unread and (not same or offset < after.meta.progress[partition]):
+        if topic_id != old.topic_id or offset < old.progress.get(partition, 0):
+            continue
+        if old.topic_id != new.topic_id or offset < new.progress[partition]:
             t.proof.given_up.add(place)
 
 
 def empty_redis(t: Trial) -> None:
-    """The job says what is gone and does not start over; a person puts the backup back."""
+    """The job stops with a sentence and does not start over; a person restores the backup."""
     lose_keys(t, t.store.keys.committed, "Redis holds no model", lambda: t.store.redis.flushall())
 
 
 def delete_one_key(t: Trial) -> None:
     key = t.rng.choice([key for key in t.store.keys.committed if t.store.redis.exists(key)])
-    sentence = {0: "is gone while", 1: "unsigned model", 2: "is not the state"}[
-        t.store.keys.index(key)
-    ]
+    sentences = "is gone while", "unsigned model", "is not the state"
+    sentence = sentences[t.store.keys.committed.index(key)]
     lose_keys(t, [key], sentence, lambda: t.store.redis.delete(key))
 
 
 def lose_keys(t: Trial, keys: Sequence[str], sentence: str, lose: Callable[[], object]) -> None:
-    """Lose keys while no commit comes between, wait for the job's sentence, and put them back as they were."""
+    """Lose keys between two commits, wait for the job's sentence, and restore the keys."""
     workers = t.workers()
     for process in workers:
         process.send_signal(signal.SIGSTOP)
@@ -557,7 +563,7 @@ FAULTS: dict[str, Callable[[Trial], None]] = {
 
 
 def strike(t: Trial, name: str) -> float:
-    """Do one fault at a random moment and return after how many seconds the job had learned all that was there."""
+    """Inject one fault at a random moment; return the seconds until the job has recovered."""
     time.sleep(t.rng.uniform(0, 2))
     begin = time.monotonic()
     FAULTS[name](t)

@@ -1,6 +1,6 @@
-"""Send numbered messages to the input topic until killed: ``python -m harness.numbered_producer FIRST RATE``.
+"""A producer of numbered messages: ``python -m harness.numbered_producer FIRST RATE``.
 
-The number stands in a sample's ``ts``; every fiftieth message is bad, and its number stands in its text.
+A sample's ``ts`` holds its number. Every fiftieth message is bad, and its text holds the number.
 """
 
 import sys
@@ -16,14 +16,16 @@ BAD_EVERY = 50
 
 
 def main(first: int, rate: float) -> None:
-    """Send message ``first``, ``first + 1``, … to the topic's partitions in turn, ``rate`` a second."""
+    """Send messages from number ``first`` on to the partitions in turn until killed.
+
+    ``rate``: messages per second.
+    """
     config = settings()
     X, labels = load_digits(return_X_y=True)
     options = {"enable.idempotence": True, "linger.ms": 5, "message.timeout.ms": 600_000}
     producer = Producer(config.confluent_client() | options)
-    partitions = len(
-        producer.list_topics(config.input_topic, 60).topics[config.input_topic].partitions
-    )
+    topics = producer.list_topics(config.input_topic, 60).topics
+    partitions = len(topics[config.input_topic].partitions)
     begin, number = time.monotonic(), first
     while True:
         while number < first + (time.monotonic() - begin) * rate:

@@ -1,4 +1,4 @@
-"""The page as a process of its own, what is drawn on it, and a model for it without a job."""
+"""The page as a process for tests, with drawings to send and a model that needs no job."""
 
 import base64
 import contextlib
@@ -16,7 +16,7 @@ from harness.stack import Stack, free_port, until
 from loop.model_store import Meta, ModelStore, Stored, new_model_id
 from settings import HERE
 
-# One way to write each digit, strokes of (x, y) in a box of 100 x 100.
+# One way to write each digit: strokes of (x, y) in a box of 100 x 100.
 STROKES: dict[int, list[list[tuple[int, int]]]] = {
     0: [[(50, 12), (32, 24), (26, 50), (34, 78), (50, 88), (66, 78), (74, 50), (66, 22), (50, 12)]],
     1: [[(50, 10), (50, 90)]],
@@ -50,13 +50,12 @@ STROKES: dict[int, list[list[tuple[int, int]]]] = {
 
 def drawing(digit: int) -> str:
     """Return the base64 of an SVG of a digit."""
-    lines = "".join(
-        f'<polyline points="{" ".join(f"{x},{y}" for x, y in stroke)}" fill="none" stroke="#000" stroke-width="7"/>'
-        for stroke in STROKES[digit]
-    )
-    return base64.b64encode(
-        f'<svg xmlns="http://www.w3.org/2000/svg">{lines}</svg>'.encode()
-    ).decode()
+    lines = ""
+    for stroke in STROKES[digit]:
+        points = " ".join(f"{x},{y}" for x, y in stroke)
+        lines += f'<polyline points="{points}" fill="none" stroke="#000" stroke-width="7"/>'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg">{lines}</svg>'
+    return base64.b64encode(svg.encode()).decode()
 
 
 @lru_cache(maxsize=1)
@@ -68,7 +67,7 @@ def _learned() -> bytes:
 
 
 def a_model(version: int = 1, model_id: str = "") -> Stored:
-    """Return a model of the data set's digits as a store would hold it."""
+    """Return a model of the data set's digits as the store would return it."""
     meta = Meta(
         model_id=model_id or new_model_id(),
         version=version,
@@ -79,7 +78,7 @@ def a_model(version: int = 1, model_id: str = "") -> Stored:
 
 
 def commit(store: ModelStore, before: Stored | None, model: Stored) -> Stored:
-    """Put a model into Redis."""
+    """Store a model in Redis and return what is stored."""
     return store.commit(before, model.meta, model.model, b"")
 
 
@@ -105,7 +104,7 @@ class Page:
         until(lambda: self.get("/healthz")[0] in (200, 503), 60, "the page answers")
 
     def stop(self) -> str:
-        """End it as Ctrl-C does; returns what it printed."""
+        """Stop the page as Ctrl-C does and return its output."""
         assert self.process
         self.process.send_signal(2)
         printed, _ = self.process.communicate(timeout=20)
@@ -121,11 +120,11 @@ class Page:
 
     def ready(self, version: int = 1) -> None:
         """Return when the page has this version of the model, or a newer one."""
-        until(
-            lambda: self.get("/model")[1].get("version", 0) >= version,
-            30,
-            f"the page has version {version}",
-        )
+
+        def has_version() -> bool:
+            return self.get("/model")[1].get("version", 0) >= version
+
+        until(has_version, 30, f"the page has version {version}")
 
     @staticmethod
     def _answered(answer: requests.Response) -> tuple[int, dict]:
@@ -134,7 +133,7 @@ class Page:
 
 @contextlib.contextmanager
 def serving(stack: Stack, **env: str) -> Iterator[Page]:
-    """Run the page on a port of its own while the block runs."""
+    """Run the page on a free port while the block runs."""
     page = Page(stack, **env)
     try:
         yield page

@@ -1,4 +1,4 @@
-"""Every commit that Redis ever took, read from its append-only file."""
+"""The history of a model in Redis: every commit, read from the append-only file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from loop.model_store import Keys, Meta
 
 @dataclass(frozen=True)
 class Version:
-    """What Redis held after a commit; ``meta`` is None where there is none, ``model`` and ``state`` are as bytes."""
+    """What Redis held after a commit; ``meta`` is None without a model."""
 
     meta: Meta | None
     model: bytes
@@ -17,7 +17,7 @@ class Version:
 
 
 def files(folder: Path) -> list[Path]:
-    """Return the append-only files below Redis's folder: one up to Redis 6, several from Redis 7 on."""
+    """Return the append-only files in Redis's folder, in order: one in Redis 6, several in 7."""
     return sorted(folder.glob("appendonly*.aof")) + sorted(folder.glob("appendonlydir/*.incr.aof"))
 
 
@@ -26,57 +26,91 @@ def versions(texts: list[bytes], key: str) -> Iterator[Version]:
 
     ``texts``: the contents of the append-only files, from the empty store on.
     """
-    names = [name.encode() for name in Keys.of(key).committed]
-    model, fields, state = b"", {}, bytearray()  # type: tuple[bytes, dict[str, bytes], bytearray]
+    replay = _Replay(key)
     in_transaction, touched = False, False
     for command in _commands(texts):
         word = command[0].upper()
         in_transaction = word == b"MULTI" or (in_transaction and word != b"EXEC")
-        if word == b"FLUSHALL":
-            model, fields, state, touched = b"", {}, bytearray(), True
-        elif word in (b"DEL", b"UNLINK"):
-            for name in command[1:]:
-                touched |= name in names
-                model = b"" if name == names[0] else model
-                fields = {} if name == names[1] else fields
-                state = bytearray() if name == names[2] else state
-        elif len(command) > 1 and command[1] in names:
-            touched = True
-            if word == b"SET":
-                if command[1] == names[0]:
-                    model = command[2]
-                else:
-                    state = bytearray(command[2])
-            elif word in (b"HSET", b"HMSET"):
-                fields = fields | {
-                    k.decode(): v for k, v in zip(command[2::2], command[3::2], strict=True)
-                }
-            elif word == b"HDEL":
-                fields = {k: v for k, v in fields.items() if k.encode() not in command[2:]}
-            elif word == b"SETRANGE":
-                start = int(command[2])
-                state.extend(bytes(max(0, start + len(command[3]) - len(state))))
-                state[start : start + len(command[3])] = command[3]
+        touched |= replay.apply(word, command[1:])
         if touched and not in_transaction:
             touched = False
-            yield Version(Meta.loads(fields) if fields else None, model, bytes(state))
+            yield replay.version()
+
+
+class _Replay:
+    """The three keys of a model while Redis's commands are replayed."""
+
+    def __init__(self, key: str) -> None:
+        self.names = [name.encode() for name in Keys.of(key).committed]
+        self.clear()
+
+    def clear(self) -> None:
+        self.model, self.state = b"", bytearray()
+        self.fields: dict[str, bytes] = {}
+
+    def version(self) -> Version:
+        meta = Meta.loads(self.fields) if self.fields else None
+        return Version(meta, self.model, bytes(self.state))
+
+    def apply(self, word: bytes, arguments: list[bytes]) -> bool:
+        """Execute a command; return whether it touched one of the keys."""
+        if word == b"FLUSHALL":
+            self.clear()
+            return True
+        if word in (b"DEL", b"UNLINK"):
+            touched = [self._delete(name) for name in arguments]
+            return any(touched)
+        if not arguments or arguments[0] not in self.names:
+            return False
+        self._write(word, *arguments)
+        return True
+
+    def _delete(self, name: bytes) -> bool:
+        model, meta, state = self.names
+        if name == model:
+            self.model = b""
+        elif name == meta:
+            self.fields = {}
+        elif name == state:
+            self.state = bytearray()
+        return name in self.names
+
+    def _write(self, word: bytes, name: bytes, *arguments: bytes) -> None:
+        if word == b"SET" and name == self.names[0]:
+            self.model = arguments[0]
+        elif word == b"SET":
+            self.state = bytearray(arguments[0])
+        elif word in (b"HSET", b"HMSET"):
+            pairs = zip(arguments[::2], arguments[1::2], strict=True)
+            self.fields |= {field.decode(): value for field, value in pairs}
+        elif word == b"HDEL":
+            for field in arguments:
+                self.fields.pop(field.decode(), None)
+        elif word == b"SETRANGE":
+            start, value = int(arguments[0]), arguments[1]
+            end = start + len(value)
+            self.state.extend(bytes(max(0, end - len(self.state))))
+            self.state[start:end] = value
 
 
 def _commands(texts: list[bytes]) -> Iterator[list[bytes]]:
-    """Yield the whole commands in the texts; the last one may be cut off, as after a kill."""
+    """Yield the complete commands in the texts; a killed Redis may have cut the last one off."""
     for text in texts:
         at = 0
         while at < len(text):
             end = text.find(b"\r\n", at)
             if end < 0:
                 return
-            count, at = int(text[at + 1 : end]), end + 2
+            count = int(text[at + 1 : end])
+            at = end + 2
             words = []
             for _ in range(count):
                 end = text.find(b"\r\n", at)
-                if end < 0 or end + 4 + int(text[at + 1 : end]) > len(text):
+                if end < 0:
                     return
                 length = int(text[at + 1 : end])
-                words.append(text[end + 2 : end + 2 + length])
-                at = end + 4 + length
+                begin, at = end + 2, end + 4 + length
+                if at > len(text):
+                    return
+                words.append(text[begin : begin + length])
             yield words

@@ -1,4 +1,4 @@
-"""A TCP proxy before Redis that can lose an answer: a commit arrives, and the connection breaks before its answer."""
+"""A TCP proxy for Redis that can lose the answer to a commit by closing the connection."""
 
 import contextlib
 import socket
@@ -6,18 +6,21 @@ import threading
 
 
 class RedisProxy:
-    """Passes bytes between clients and Redis on 127.0.0.1; ``port`` is where clients connect."""
+    """Passes bytes between clients and Redis on 127.0.0.1; clients connect to ``port``.
+
+    When ``cut`` is set, the answer to the next commit is lost. ``cuts`` counts lost answers.
+    """
 
     def __init__(self, redis_port: int) -> None:
         self.redis_port = redis_port
-        self.cut = threading.Event()  # lose the answer to the next commit
+        self.cut = threading.Event()
         self.cuts = 0
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Take no more connections."""
+        """Accept no more connections."""
         self._server.close()
 
     def _accept(self) -> None:
@@ -44,7 +47,7 @@ class RedisProxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
-                # A commit is the only command with the model's fields in it.
+                # A commit is the only command that holds the model's fields.
                 if commands and self.cut.is_set() and b"commit_id" in data and b"EVALSHA" in data:
                     self.cut.clear()
                     losing.set()

@@ -1,4 +1,4 @@
-"""A real Kafka, Redis and Flink for tests, on ports and in a folder of their own."""
+"""A real Kafka, Redis and Flink for tests and benchmarks, on free ports and in a given folder."""
 
 import contextlib
 import fcntl
@@ -26,7 +26,7 @@ from settings import HERE, Settings
 
 T = TypeVar("T")
 ADMIN_PASSWORD = secrets.token_hex(16)
-# Kafka last: its first start has to wait for its folder to be made.
+# Kafka last: its first start waits until its folder is formatted.
 STARTS = {
     "redis": lambda settings: with_admin(brokers.redis(settings)),
     "jobmanager": flink_cluster.jobmanager,
@@ -34,41 +34,43 @@ STARTS = {
     "kafka": brokers.kafka,
 }
 FLINK = ("jobmanager", "taskmanager")
-PORTS = 5_000  # for each worker
+PORTS = 5_000  # for each pytest worker
 
 
 def until(check: Callable[[], T], seconds: float = 60, what: str = "") -> T:
-    """Return the first true answer of the check, asked every 0.1 s; fails with its last answer or exception."""
+    """Call the check every 0.1 s until its answer is true; return that answer.
+
+    After ``seconds``, raises ``AssertionError`` with ``what`` and the last answer or exception.
+    """
     deadline = time.monotonic() + seconds
     while True:
-        problem: object
+        last: object
         try:
             answer = check()
             if answer:
                 return answer
-            problem = answer
-        except Exception as error:  # noqa: BLE001 - whatever a part that is not up yet answers
-            problem = error
+            last = answer
+        except Exception as error:  # noqa: BLE001 - a process that is starting may raise anything
+            last = error
         if time.monotonic() > deadline:
-            raise AssertionError(
-                f"not within {seconds:.0f} s: {what or check.__name__}; last: {problem!r}"
-            )
+            name = what or check.__name__
+            raise AssertionError(f"not within {seconds:.0f} s: {name}; last: {last!r}")
         time.sleep(0.1)
 
 
 def ports_to_try() -> Iterator[int]:
-    """Yield ports without end, from a range that no other pytest worker of this session uses.
+    """Yield ports endlessly, from a range that no other pytest worker of this session uses.
 
-    They lie below those that the system gives to clients, so that no connection takes one first.
+    They are below the ports that the system gives to clients, so no connection occupies one.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     first = 12_000 + worker % 4 * PORTS
-    begin = random.SystemRandom().randrange(PORTS)  # two sessions seldom meet
+    begin = random.SystemRandom().randrange(PORTS)  # two sessions seldom collide
     yield from (first + (begin + i) % PORTS for i in itertools.count())
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on now and that this process has not returned lately."""
+    """Return a port that nothing listens on and that this process has not returned recently."""
     while True:
         port = next(PORTS_TO_TRY)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -81,11 +83,11 @@ PORTS_TO_TRY = ports_to_try()
 
 
 def with_admin(server: Process) -> Process:
-    """Give a Redis a user who may do everything; the user of the settings' password may not."""
-    plain = server.prepare
+    """Add a Redis user who may do everything; the default user's rights are limited."""
+    prepare_without_admin = server.prepare
 
     def prepare() -> None:
-        plain()
+        prepare_without_admin()
         with (server.run_dir / "redis" / "redis.conf").open("a") as conf:
             conf.write(f"user admin on >{ADMIN_PASSWORD} ~* &* +@all\n")
 
@@ -94,9 +96,10 @@ def with_admin(server: Process) -> Process:
 
 
 class Stack:
-    """The parts of one test session; ``named`` gives the same parts with topics and a model key of its own.
+    """The processes of one test session, and the settings to use them.
 
-    ``settings`` is what a process with the environment ``env`` reads.
+    A process with the environment ``env`` reads ``settings``. ``named`` returns a view of the same
+    processes with other topics and another model key.
     """
 
     def __init__(self, run_dir: Path, **overrides: Any) -> None:
@@ -121,42 +124,28 @@ class Stack:
         return flink_cluster.flink_environment(self.settings)
 
     def named(self, partitions: int = 1, **overrides: Any) -> "Stack":
-        """Return a view of the same parts with topics, consumer group and model key that nothing else uses."""
+        """Return a view of the same processes with unused topics, consumer group and model key."""
         mark = secrets.token_hex(3)
+        fields = ("input_topic", "predict_topic", "reject_topic", "kafka_group", "model_key")
+        names = {name: f"{Settings.model_fields[name].default}-{mark}" for name in fields}
         view = object.__new__(Stack)
-        view.given = (
-            self.given
-            | {
-                name: f"{Settings.model_fields[name].default}-{mark}"
-                for name in (
-                    "input_topic",
-                    "predict_topic",
-                    "reject_topic",
-                    "kafka_group",
-                    "model_key",
-                )
-            }
-            | overrides
-        )
+        view.given = self.given | names | overrides
         view.settings = Settings(**view.given)
         view.parts, view.guard = self.parts, self.guard
         if "kafka" in self.parts:
             brokers.create_topics(view.settings, partitions)
         return view
 
-    # --- parts, by name: kafka, redis, jobmanager, taskmanager ---
+    # --- processes, by name: kafka, redis, jobmanager, taskmanager ---
 
     def start(self, *names: str) -> "Stack":
-        """Start those of the parts that do not run, and wait until each answers."""
+        """Start those processes that do not run, and wait until they answer."""
         self.guard = self.guard or guard(self.settings.run_dir)
         fetch.fetch_jars()
         make_signing_key(self.settings)
         flink_cluster.write_flink_launcher()
-        missing = [
-            name
-            for name in STARTS
-            if name in names and not (name in self.parts and self.parts[name].alive)
-        ]
+        alive = {name for name, process in self.parts.items() if process.alive}
+        missing = [name for name in STARTS if name in names and name not in alive]
         for name in missing:
             if name not in self.parts:
                 self.parts[name] = STARTS[name](self.settings)
@@ -166,18 +155,18 @@ class Stack:
         return self
 
     def stop(self, *names: str) -> None:
-        """Stop parts as a person would (SIGTERM)."""
+        """Stop processes with SIGTERM."""
         for name in names:
             self.parts[name].stop()
 
     def kill(self, *names: str) -> None:
-        """SIGKILL parts, with nothing else of theirs (a TaskManager leaves its Python workers behind)."""
+        """SIGKILL processes, but not their children, such as a TaskManager's Python workers."""
         for name in names:
             self.parts[name].send(signal.SIGKILL)
             self.parts[name].wait()
 
     def restart(self, *names: str) -> None:
-        """Kill parts with all that is left of them, and start them again."""
+        """SIGKILL processes and their children, and start them again."""
         for name in names:
             self.parts[name].kill()
         self.start(*names)
@@ -191,7 +180,7 @@ class Stack:
             self.parts[name].send(signal.SIGCONT)
 
     def close(self) -> None:
-        """End every part at once."""
+        """SIGKILL all processes."""
         for part in self.parts.values():
             part.kill()
         if self.guard and self.guard.stdin:
@@ -199,32 +188,24 @@ class Stack:
             self.guard.wait()
 
     def redis_admin(self) -> redis.Redis:
-        """Return a client of the user who may configure this run's Redis."""
+        """Return a client of this Redis as the user who may do everything."""
         return redis_admin(self.settings)
 
     # --- the job ---
 
     def rest(self, path: str, body: dict | None = None) -> dict:
-        """Return the JSON answer of Flink's REST API, for example of ``/jobs/overview``."""
+        """Return the JSON answer of Flink's REST API to a path such as ``/jobs/overview``."""
         return flink_cluster.rest(self.settings, path, body)
 
     def submit_job(
         self, script: str = "online_learning.py", restore: str | Path | None = None, **env: str
     ) -> str:
-        """Submit the job with ``flink run``; returns its id. Variables come on top of ``env``."""
-        resume = ["-s", str(restore), "-claimMode", "CLAIM"] if restore else []
+        """Submit the job with ``flink run`` and return its id; ``env`` adds variables."""
+        from_restore = ["-s", str(restore), "-claimMode", "CLAIM"] if restore else []
         address = f"{self.settings.flink_host}:{self.settings.flink_port}"
+        run = [str(VENV_BIN / "flink"), "run", "-d", "-m", address]
         code, output = run_to_end(
-            [
-                str(VENV_BIN / "flink"),
-                "run",
-                "-d",
-                "-m",
-                address,
-                *resume,
-                "-py",
-                str(HERE / script),
-            ],
+            [*run, *from_restore, "-py", str(HERE / script)],
             self.env | env,
             self.settings.run_dir / "log" / "job.log",
         )
@@ -237,22 +218,22 @@ class Stack:
         return self.rest(f"/jobs/{job}")["state"]
 
     def wait_for_job(self, job: str, state: str = "RUNNING", seconds: float = 60) -> None:
-        """Return when the job is in this state and, for RUNNING, each of its tasks, too."""
+        """Return when the job is in this state; if it is RUNNING, all its tasks are, too."""
 
-        def there() -> bool:
+        def is_in_state() -> bool:
             answer = self.rest(f"/jobs/{job}")
             tasks = {vertex["status"] for vertex in answer["vertices"]}
             return answer["state"] == state and (state != "RUNNING" or tasks == {"RUNNING"})
 
-        until(there, seconds, f"job {job} is {state}")
+        until(is_in_state, seconds, f"job {job} is {state}")
 
     def exceptions(self, job: str) -> str:
-        """Return the text of what failed the job last, or an empty string."""
+        """Return the stack trace of the job's newest failure, or an empty string."""
         history = self.rest(f"/jobs/{job}/exceptions")["exceptionHistory"]["entries"]
         return history[0]["stacktrace"] if history else ""
 
     def cancel_job(self, job: str) -> None:
-        """Cancel the job and return when it is gone; its last checkpoint is retained."""
+        """Cancel the job and return when it has ended; its last checkpoint is retained."""
         from urllib.request import Request, urlopen
 
         url = f"http://127.0.0.1:{self.settings.flink_port}/jobs/{job}?mode=cancel"
@@ -267,14 +248,14 @@ class Stack:
 
 
 def redis_admin(settings: Settings) -> redis.Redis:
-    """Return a client of the user who may configure a test's Redis."""
+    """Return a client of a test's Redis as the user who may do everything."""
     return redis.Redis(
         **settings.redis_client() | {"username": "admin", "password": ADMIN_PASSWORD}
     )
 
 
 def guard(run_dir: Path) -> subprocess.Popen:
-    """Start a process that ends the parts of this run folder when the test session dies without a chance to."""
+    """Start a process that ends the stack's processes if the test session is killed."""
     code = (
         "import sys, pathlib; from local.process import end_orphans; sys.stdin.read();"
         f"end_orphans(pathlib.Path({str(run_dir)!r}))"
@@ -285,12 +266,12 @@ def guard(run_dir: Path) -> subprocess.Popen:
 
 
 def make_stack(run_dir: Path, **overrides: Any) -> contextlib.closing[Stack]:
-    """Return a context manager around a stack of one test's own, for what would disturb the others."""
+    """Return a context manager around a stack for one test that would disturb others."""
     return contextlib.closing(Stack(run_dir, **overrides))
 
 
 def chromium() -> str:
-    """Return the path of Chrome or Chromium: the one on PATH, or Debian's if root may install it."""
+    """Return the path of Chrome or Chromium on PATH; as root, install Debian's if there is none."""
     found = chromium_on_path()
     if not found and os.geteuid() == 0 and shutil.which("apt-get"):
         folder = HERE / ".local" / "log"
