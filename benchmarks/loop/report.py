@@ -114,10 +114,14 @@ def _throughput(results: dict[str, Any]) -> str:
 
 
 def _rates(row: dict[str, Any]) -> list[str]:
-    """Return a row's median and its range, or that its runs were too short."""
+    """Return a row's median and its range, or that its runs were too short.
+
+    A median with a run whose rate was not stable when its warm-up ended says so.
+    """
     if "median" not in row:
         return [SHORT, ""]
-    return [f"{row['median']:,.0f}", f"{row['min']:,.0f} to {row['max']:,.0f}"]
+    unstable = "" if all(row.get("steady", ())) else " (not stable)"
+    return [f"{row['median']:,.0f}{unstable}", f"{row['min']:,.0f} to {row['max']:,.0f}"]
 
 
 def ratio_of(results: dict[str, Any], name: str) -> Any:

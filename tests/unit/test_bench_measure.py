@@ -39,10 +39,10 @@ def test_the_tables_name_a_run_that_was_too_short():
     host = {"stolen_percent": 0.5, "load": 2.0}
     short = {"title": "fast", "guarantee": "none", "host": [host]} | measure.rate_figure([None])
     some = {"title": "slow", "guarantee": "none", "host": [host, host | {"load": 7.5}]}
-    some |= measure.rate_figure([None, 20_000.0])
+    some |= {"steady": [True, False]} | measure.rate_figure([None, 20_000.0])
     shown = report.tables({"throughput": {"fast": short, "slow": some}, "ratios": {}})
     assert "| fast | none | too short to measure |  |  |  | 0.5 | 2.0 |" in shown
-    assert "| slow | none | 20,000 | 20,000 to 20,000 |  |  | 0.5 | 7.5 |" in shown
+    assert "| slow | none | 20,000 (not stable) | 20,000 to 20,000 |  |  | 0.5 | 7.5 |" in shown
 
 
 class Quiet:
