@@ -285,7 +285,7 @@ class Features:
         """Return the profiles of rows, float32 (n, 7, 24), in the order of ``PROFILES``.
 
         Last year's is the mean of the week before the target's, that week and the week after;
-        the station's 13 weeks stand in where it is unknown.
+        where it is unknown, the station's 13 weeks replace it.
         """
         station = self.station[key]
         long = self.station_13[station, same]

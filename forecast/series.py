@@ -133,7 +133,7 @@ def to_local(
 def read_table(path: Path) -> pd.DataFrame:
     """Return the keys, timestamps and counts of a CSV or Parquet file.
 
-    Keys are categories of text as they stand in the file; only an empty cell is missing.
+    Keys are categories of text, exactly as in the file; only an empty cell is missing.
     Raises ``InputError`` for a file of another kind, an unreadable file or a missing column.
     """
     if path.suffix not in (".csv", ".parquet"):

@@ -1,4 +1,7 @@
-"""Bytewax with flat_map_batch: at least once where its recovery store is set up; without one, as here, from the start."""
+"""Contender: Bytewax with flat_map_batch.
+
+At least once with its recovery store; without one, as here, a restart begins at the first sample.
+"""
 
 import bytewax.operators as op
 from bytewax.connectors.kafka import KafkaSinkMessage

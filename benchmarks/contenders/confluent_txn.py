@@ -1,4 +1,7 @@
-"""A loop with confluent-kafka and transactions: predictions exactly once (the model may learn a batch twice)."""
+"""Contender: a loop with confluent-kafka and transactions.
+
+Predictions are exactly once; the model may learn a batch twice.
+"""
 
 from confluent_kafka import Consumer, Producer
 from shared import BATCH, BROKER, GROUP, INPUT, OUTPUT, Model

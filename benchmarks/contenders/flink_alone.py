@@ -1,4 +1,7 @@
-"""Flink alone, Kafka to Kafka, exactly once, with no learning: FLINK_FORMAT is json (typed columns) or raw (bytes)."""
+"""Limit: Flink alone, Kafka to Kafka, exactly once, without learning.
+
+FLINK_FORMAT is json (typed columns) or raw (bytes).
+"""
 
 import os
 
@@ -26,10 +29,15 @@ table_env = TableEnvironment.create(
     EnvironmentSettings.new_instance().with_configuration(options).build()
 )
 output = os.environ["PREDICT_TOPIC"]
-SOURCE = f"""'scan.startup.mode' = 'earliest-offset', 'properties.group.id' = '{os.environ["KAFKA_GROUP"]}',
+SOURCE = f"""
+    'scan.startup.mode' = 'earliest-offset',
+    'properties.group.id' = '{os.environ["KAFKA_GROUP"]}',
     'properties.max.poll.records' = '5000'"""
-SINK = f"""'sink.delivery-guarantee' = 'exactly-once', 'sink.transactional-id-prefix' = '{output}',
-    'sink.transaction-naming-strategy' = 'pooling', 'properties.transaction.timeout.ms' = '900000',
+SINK = f"""
+    'sink.delivery-guarantee' = 'exactly-once',
+    'sink.transactional-id-prefix' = '{output}',
+    'sink.transaction-naming-strategy' = 'pooling',
+    'properties.transaction.timeout.ms' = '900000',
     'properties.batch.size' = '262144'"""
 table_env.execute_sql(TABLE.format("samples", os.environ["INPUT_TOPIC"], SOURCE))
 table_env.execute_sql(TABLE.format("copies", output, SINK))

@@ -1,4 +1,7 @@
-"""A loop with kafka-python: at least once (offsets are committed after the batch's predictions were acknowledged)."""
+"""Contender: a loop with kafka-python.
+
+At least once: offsets are committed after Kafka has acknowledged the batch's predictions.
+"""
 
 from kafka import KafkaConsumer, KafkaProducer
 from shared import BATCH, BROKER, GROUP, INPUT, OUTPUT, Model

@@ -1,4 +1,7 @@
-"""The limit: partial_fit alone on arrays in memory, BATCH samples at a time; prints samples a second."""
+"""Limit: partial_fit alone on arrays in memory; prints samples/s.
+
+Arguments: samples a batch, seconds.
+"""
 
 import sys
 import time

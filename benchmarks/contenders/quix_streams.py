@@ -1,4 +1,7 @@
-"""Quix Streams with a batch of 1,000 inside apply: at least once for messages, yet a crash loses a batch not yet learned."""
+"""Contender: Quix Streams with batches of 1,000 inside apply.
+
+Messages are at least once, but a crash loses a batch that is not learned yet.
+"""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,6 @@
-"""River's one-vs-rest logistic regression on batches of 1,000, its fastest learner of many classes, on a
-confluent-kafka loop: at least once.
+"""Contender: River's one-vs-rest logistic regression in a confluent-kafka loop.
+
+It is River's fastest learner of many classes, on batches of 1,000. At least once.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""The original design: a ScalarFunction that learns row by row; the model is dumped every 30 s, and lost in between."""
+"""Contender: the original design, a ScalarFunction that learns row by row.
+
+The model is stored every 30 s; a crash loses what was learned since.
+"""
 
 import os
 import sys
@@ -7,7 +10,8 @@ from pyflink.common import Configuration
 from pyflink.table import DataTypes, EnvironmentSettings, TableEnvironment
 from pyflink.table.udf import FunctionContext, ScalarFunction, udf
 
-REDIS_PORT, MODEL_KEY = int(os.environ["REDIS_PORT"]), os.environ["MODEL_KEY"]
+REDIS_PORT = int(os.environ["REDIS_PORT"])
+MODEL_KEY = os.environ["MODEL_KEY"]
 TABLE = f"""
 CREATE TABLE {{}} (ts STRING, x ARRAY<INT>, actual_y INT {{}}) WITH (
     'connector' = 'kafka',
@@ -23,7 +27,7 @@ class Learn(ScalarFunction):
     """Learn one sample and return its prediction."""
 
     def open(self, function_context: FunctionContext) -> None:
-        """Connect and make the model."""
+        """Connect to Redis and create the model."""
         import redis
         from sklearn.linear_model import SGDClassifier
 
@@ -33,13 +37,11 @@ class Learn(ScalarFunction):
         )
         self.dumped = 0.0
         group = function_context.get_metric_group().add_group("online_ml")
-        self.counter, self.labels = (
-            group.counter("sample_count"),
-            group.distribution("metric_distribution_y"),
-        )
+        self.counter = group.counter("sample_count")
+        self.labels = group.distribution("metric_distribution_y")
 
     def eval(self, x: list[int], y: int) -> int:
-        """Learn, then predict."""
+        """Learn the sample, then predict it."""
         import pickle
         import time
 

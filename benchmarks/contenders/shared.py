@@ -1,4 +1,4 @@
-"""What every contender shares: where things are, the estimator, and the work on a batch of messages."""
+"""Shared parts of the contenders: addresses, estimator, and the work on a batch of messages."""
 
 import os
 import pickle
@@ -9,11 +9,9 @@ import redis
 from sklearn.linear_model import SGDClassifier
 
 BROKER = os.environ["KAFKA_BOOTSTRAP_SERVERS"]
-GROUP, INPUT, OUTPUT = (
-    os.environ["KAFKA_GROUP"],
-    os.environ["INPUT_TOPIC"],
-    os.environ["PREDICT_TOPIC"],
-)
+GROUP = os.environ["KAFKA_GROUP"]
+INPUT = os.environ["INPUT_TOPIC"]
+OUTPUT = os.environ["PREDICT_TOPIC"]
 MODEL_KEY = os.environ["MODEL_KEY"]
 BATCH = 1000
 CLASSES = np.arange(10)
@@ -33,11 +31,8 @@ class Model:
         rows = [orjson.loads(message) for message in messages]
         X = np.array([row["x"] for row in rows], dtype=np.float64)
         y = np.array([row["actual_y"] for row in rows])
-        guesses = (
-            self.estimator.predict(X).tolist()
-            if hasattr(self.estimator, "coef_")
-            else [None] * len(rows)
-        )
+        fitted = hasattr(self.estimator, "coef_")
+        guesses = self.estimator.predict(X).tolist() if fitted else [None] * len(rows)
         self.estimator.partial_fit(X, y, classes=CLASSES)
         self.redis.set(MODEL_KEY, pickle.dumps(self.estimator))
         return [

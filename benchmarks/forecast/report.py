@@ -1,10 +1,11 @@
-"""The whole forecast on this machine, and its figures against the goals: what ``make forecast`` runs."""
+"""Report of the whole forecast, with its figures against the goals: ``make forecast``."""
 
 import json
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import ge, itemgetter, le, lt
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import click
 
 from benchmarks.forecast import join, measure, plots, search
 from forecast import daily, scoring
-from forecast.simulate import Operator, simulate
+from forecast.simulate import Operator, count_positives, grid_cells, simulate
 from forecast.training import cache_compiled
 from harness import markdown
 from settings import HERE
@@ -45,14 +46,14 @@ NAMES = {
 
 @dataclass
 class Report:
-    """What was measured so far; ``save`` writes it after each step, so that a stopped run keeps what it had."""
+    """The figures so far; they are written after each step, so that a stopped run keeps them."""
 
     path: Path
     figures: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, path: Path) -> "Report":
-        """Return the report that goes on from the file, where there is one."""
+        """Return the report that continues the file, if there is one."""
         return cls(path, json.loads(path.read_text()) if path.exists() else {})
 
     def save(self, figures: dict[str, Any]) -> None:
@@ -62,65 +63,83 @@ class Report:
         self.path.write_text(json.dumps(self.figures, indent=1) + "\n")
 
     def step(self, name: str, measured: Callable[[], dict[str, Any]]) -> None:
-        """Measure, and save the figures with the seconds that it took."""
+        """Run one step and save its figures and seconds."""
         click.echo(f"{name} ...")
         figures, seconds = measure.timed(measured)
-        self.save(
-            figures
-            | {"step_seconds": self.figures.get("step_seconds", {}) | {name: round(seconds)}}
-        )
+        step_seconds = self.figures.get("step_seconds", {}) | {name: round(seconds)}
+        self.save(figures | {"step_seconds": step_seconds})
 
 
 # --- the figures as text ---
 
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound that a figure should keep; ``figure`` raises ``KeyError`` before it is measured."""
+
+    title: str
+    sign: str  # one of COMPARE
+    bound: float
+    figure: Callable[[dict[str, Any]], float]
+
+    def is_met(self, value: float) -> bool:
+        """Return whether a value keeps the bound."""
+        return COMPARE[self.sign](value, self.bound)
+
+
+COMPARE = {"<": lt, "<=": le, ">=": ge}
 GOALS = (
-    (
+    Goal(
         "gap to the oracle closed, average MAPE, %",
-        ">= 60",
-        lambda f: f["gap_closed_avg_mape"]["v5"],
-        lambda v: v >= 60,
+        ">=",
+        60,
+        lambda figures: figures["gap_closed_avg_mape"]["v5"],
     ),
-    (
+    Goal(
         "gap to the oracle closed, WAPE, %",
-        ">= 50",
-        lambda f: f["gap_closed_wape"]["v5"],
-        lambda v: v >= 50,
+        ">=",
+        50,
+        lambda figures: figures["gap_closed_wape"]["v5"],
     ),
-    ("average MAPE, %", "< 10", lambda f: f["avg_mape"], lambda v: v < 10),
-    ("cold start, s", "<= 30", lambda f: f["cold_start_s"], lambda v: v <= 30),
-    ("daily update, forecast and Parquet, s", "<= 3", lambda f: f["daily_s"], lambda v: v <= 3),
-    (
+    Goal("average MAPE, %", "<", 10, itemgetter("avg_mape")),
+    Goal("cold start, s", "<=", 30, itemgetter("cold_start_s")),
+    Goal("daily update, forecast and Parquet, s", "<=", 3, itemgetter("daily_s")),
+    Goal(
         "average MAPE: 30 fine-tunes above the worst of 3 retrainings",
-        "<= 0",
-        lambda f: above(f, "avg_mape"),
-        lambda v: v <= 0,
+        "<=",
+        0,
+        lambda figures: above(figures, "avg_mape"),
     ),
-    (
+    Goal(
         "WAPE: 30 fine-tunes above the worst of 3 retrainings",
-        "<= 0",
-        lambda f: above(f, "wape"),
-        lambda v: v <= 0,
+        "<=",
+        0,
+        lambda figures: above(figures, "wape"),
     ),
-    (
+    Goal(
         "a fine-tune's rows, % of a full training's",
-        "<= 2",
-        lambda f: f["fine_tune_share_of_rows"],
-        lambda v: v <= 2,
+        "<=",
+        2,
+        itemgetter("fine_tune_share_of_rows"),
     ),
-    (
+    Goal(
         "a fine-tune's seconds, % of a full training's",
-        "<= 2",
-        lambda f: f["fine_tune_share_of_seconds"],
-        lambda v: v <= 2,
+        "<=",
+        2,
+        itemgetter("fine_tune_share_of_seconds"),
     ),
-    ("sort-merge over broadcast", ">= 2.5", lambda f: f["join_ratio"], lambda v: v >= 2.5),
-    ("streamed events a second", ">= 100,000", lambda f: f["events_per_s"], lambda v: v >= 100_000),
+    Goal("sort-merge over broadcast", ">=", 2.5, itemgetter("join_ratio")),
+    Goal("streamed events a second", ">=", 100_000, itemgetter("events_per_s")),
 )
 
 
 def above(figures: dict[str, Any], figure: str) -> float:
-    """Return the fine-tuned model's error minus that of the worst of three retrainings, in percentage points."""
-    return round(figures["fine_tunes"]["fine-tuned"][figure] - max(figures["seeds"][figure]), 3)
+    """Return the fine-tuned model's error above the worst of three retrainings.
+
+    The difference is in percentage points.
+    """
+    worst = max(figures["seeds"][figure])
+    return round(figures["fine_tunes"]["fine-tuned"][figure] - worst, 3)
 
 
 def table(head: str, rows: list[list[Any]]) -> str:
@@ -138,26 +157,23 @@ def shown(value: Any) -> str:
 
 
 def goals(figures: dict[str, Any]) -> str:
-    """Return the figures against the goals as a Markdown table; what was not measured says so."""
+    """Return the figures against the goals as a Markdown table, also those not measured yet."""
     rows = []
-    for title, goal, figure, met in GOALS:
+    for goal in GOALS:
+        bound = f"{goal.sign} {goal.bound:,}"
         try:
-            value = figure(figures)
+            value = goal.figure(figures)
         except KeyError:
-            rows.append([title, goal, "not measured", ""])
+            rows.append([goal.title, bound, "not measured", ""])
         else:
-            rows.append([title, goal, f"{value:,}", "met" if met(value) else "missed"])
-    for data_set, title in DATA_SETS.items():
-        for rival in LIGHTGBMS if data_set in figures else ():
+            verdict = "met" if goal.is_met(value) else "missed"
+            rows.append([goal.title, bound, f"{value:,}", verdict])
+    for data_set in [name for name in DATA_SETS if name in figures]:
+        for rival in LIGHTGBMS:
             lost = lost_to(figures[data_set], rival)
-            rows.append(
-                [
-                    f"below {NAMES[rival]}: {title}",
-                    "each horizon",
-                    f"not at {', '.join(lost)}" if lost else "all",
-                    "missed" if lost else "met",
-                ]
-            )
+            reached = f"not at {', '.join(lost)}" if lost else "all"
+            what = f"below {NAMES[rival]}: {DATA_SETS[data_set]}"
+            rows.append([what, "each horizon", reached, "missed" if lost else "met"])
     return table("what | goal | measured | ", rows)
 
 
@@ -176,11 +192,12 @@ def of_models(rows: dict[str, Any]) -> str:
     """Return the scores of one data set as a Markdown table, in percent."""
     buckets = list(scoring.BUCKETS)
     figures = ("wape", "avg_mape", "mape_region", "mape_station", "mape_network")
-    lines = [
-        [NAMES.get(name, name), *(row[figure] for figure in figures)]
-        + [row["horizon"][bucket]["avg_mape"] for bucket in buckets if bucket in row["horizon"]]
-        for name, row in rows.items()
-    ]
+    lines = []
+    for name, row in rows.items():
+        whole = [row[figure] for figure in figures]
+        horizon = row["horizon"]
+        by_bucket = [horizon[bucket]["avg_mape"] for bucket in buckets if bucket in horizon]
+        lines.append([NAMES.get(name, name), *whole, *by_bucket])
     return table(
         f"model | WAPE | average MAPE | region | station | network | {' | '.join(buckets)} days",
         lines,
@@ -188,8 +205,9 @@ def of_models(rows: dict[str, Any]) -> str:
 
 
 def of_gaps(figures: dict[str, Any]) -> str:
-    """Return how much of the gap between median and oracle each learned model closes, in percent."""
-    wape, mape = figures["gap_closed_wape"], figures["gap_closed_avg_mape"]
+    """Return the shares of the gap between median and oracle as a Markdown table, in percent."""
+    wape = figures["gap_closed_wape"]
+    mape = figures["gap_closed_avg_mape"]
     rows = [[NAMES.get(name, name), wape[name], mape[name]] for name in wape]
     return table(
         "share of the gap between median and oracle that is closed, % | WAPE | average MAPE", rows
@@ -198,18 +216,11 @@ def of_gaps(figures: dict[str, Any]) -> str:
 
 def of_seeds(figures: dict[str, Any]) -> str:
     """Return the three seeds' figures and the later origins' as two Markdown tables."""
-    seeds = [
-        [f"seed {i}", *pair] for i, pair in enumerate(zip(*figures["seeds"].values(), strict=True))
-    ]
+    pairs = zip(*figures["seeds"].values(), strict=True)
+    seeds = [[f"seed {i}", *pair] for i, pair in enumerate(pairs)]
+    columns = [(f, name) for f in ("avg_mape", "wape") for name in ("median", "v5", "oracle")]
     origins = [
-        [
-            day,
-            *(
-                row[name][figure]
-                for figure in ("avg_mape", "wape")
-                for name in ("median", "v5", "oracle")
-            ),
-        ]
+        [day, *(row[name][figure] for figure, name in columns)]
         for day, row in figures["rolling_origins"].items()
     ]
     head = "first day forecast | average MAPE: median | v5 | oracle | WAPE: median | v5 | oracle"
@@ -217,34 +228,33 @@ def of_seeds(figures: dict[str, Any]) -> str:
 
 
 def of_search(figures: dict[str, Any]) -> str:
-    """Return what search and ALS embeddings brought, the mean of the seeds with their range."""
+    """Return the errors with search and ALS embeddings, the mean of the seeds with its range."""
     lines = [
-        [
-            name,
-            *(
-                f"{sum(v) / len(v):.2f} ({min(v):.2f} to {max(v):.2f})"
-                for v in (row["wape"], row["avg_mape"])
-            ),
-        ]
+        [name, with_range(row["wape"]), with_range(row["avg_mape"])]
         for name, row in figures["search"]["test"].items()
     ]
     return table("hyper-parameters and embeddings | WAPE | average MAPE", lines)
 
 
+def with_range(values: list[float]) -> str:
+    """Return the mean of the values with their range."""
+    return f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
 def of_days(figures: dict[str, Any]) -> str:
-    """Return the seconds of the first training and of the days after it, and of the whole report."""
+    """Return the seconds of the first training, of the daily updates and of the whole report."""
     rows = [
         ["cold start: load, features, training, forecast, publication", figures["cold_start_s"]],
         ["daily update, median of seven", figures["daily_s"]],
         ["the first of them, which compiles", figures["daily_seconds"][0]],
-        ["as a command of its own, with Python's start and imports", figures["daily_command_s"]],
+        ["as a command, with Python's start and imports", figures["daily_command_s"]],
         ["every step of the report together", sum(figures["step_seconds"].values())],
     ]
     return table("what | seconds", rows)
 
 
 def of_fine_tunes(figures: dict[str, Any]) -> str:
-    """Return the scores of a fine-tuned, a retrained and an untouched model, and what a fine-tune costs."""
+    """Return the scores after thirty days by kind of learning, and the cost of a fine-tune."""
     costs = [
         ["fine-tune with its gate", figures["fine_tune_s"]],
         ["full training", figures["retraining_s"]],
@@ -253,7 +263,7 @@ def of_fine_tunes(figures: dict[str, Any]) -> str:
 
 
 def of_stream(figures: dict[str, Any]) -> str:
-    """Return how fast the stream went, the job's start and end included, and whether it is the batch result."""
+    """Return the stream's rate with the job's start and end, and whether its result is right."""
     row = figures["stream"]
     equal = "to the last cell" if row["equal_to_batch"] else "no"
     return table(
@@ -264,42 +274,40 @@ def of_stream(figures: dict[str, Any]) -> str:
 
 def of_joins(figures: dict[str, Any]) -> str:
     """Return the join table: rows in and out and seconds of each way."""
-    rows, seen = figures["join"]["ways"], figures["join"]["rows"]
+    joined = figures["join"]
+    rows_in = joined["rows"]["positive"]
     lines = [
-        [name.replace("_", " "), seen["positive"], way["rows"], way["seconds"]]
-        for name, way in rows.items()
+        [name.replace("_", " "), rows_in, way["rows"], way["seconds"]]
+        for name, way in joined["ways"].items()
     ]
-    lines.append(
-        [
-            "numpy scatter",
-            seen["positive"],
-            seen["grid"],
-            f"{figures['join']['numpy_scatter_s']:.4f}",
-        ]
-    )
+    scatter = f"{joined['numpy_scatter_s']:.4f}"
+    lines.append(["numpy scatter", rows_in, joined["rows"]["grid"], scatter])
     return table("way | positive rows in | rows out | seconds", lines)
 
 
 def text(figures: dict[str, Any]) -> dict[str, str]:
-    """Return the report's parts, title to Markdown, of what was measured so far."""
+    """Return the report's parts by title, as Markdown, of the figures so far."""
     parts = {"Goals": goals(figures)}
     for name, title in DATA_SETS.items():
         if name in figures:
             parts[f"Scores: {title}"] = of_models(figures[name])
     if "synthetic" in figures:
         parts[f"Scores: {DATA_SETS['synthetic']}"] += f"\n\n{of_gaps(figures)}"
-    for title, needed, write in (
-        ("The article's models", "versions", lambda f: of_models(f["versions"])),
-        ("Spread", "seeds", of_seeds),
-        ("Days", "daily_s", of_days),
-        ("Thirty days", "fine_tunes", of_fine_tunes),
-        ("Negative results", "search", of_search),
-        ("Zero fill", "join", of_joins),
-        ("Stream", "stream", of_stream),
-    ):
+    for title, (needed, write) in PARTS.items():
         if needed in figures:
             parts[title] = write(figures)
     return parts
+
+
+PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "The article's models": ("versions", lambda figures: of_models(figures["versions"])),
+    "Spread": ("seeds", of_seeds),
+    "Days": ("daily_s", of_days),
+    "Thirty days": ("fine_tunes", of_fine_tunes),
+    "Negative results": ("search", of_search),
+    "Zero fill": ("join", of_joins),
+    "Stream": ("stream", of_stream),
+}
 
 
 # --- the steps ---
@@ -308,9 +316,8 @@ def text(figures: dict[str, Any]) -> dict[str, str]:
 def accuracy(operator: Operator, drawn: Path) -> dict[str, Any]:
     """Score the contenders on the operator's last 90 days and draw the plot of them."""
     found, forecasts = measure.compared(operator.series, operator.intensity)
-    plots.days(
-        operator, {NAMES.get(name, name): forecasts[name] for name in ("v5", "median")}, drawn
-    )
+    shown = {NAMES.get(name, name): forecasts[name] for name in ("v5", "median")}
+    plots.days(operator, shown, drawn)
     flat = {
         f"{name}_{figure}": found[name][figure]
         for name in ("median", "lightgbm", "oracle")
@@ -323,8 +330,11 @@ def accuracy(operator: Operator, drawn: Path) -> dict[str, Any]:
 def data_sets(second_cells: int, where: daily.Folders) -> dict[str, Any]:
     """Score the contenders on another operator and on a real series."""
     other = simulate(second_cells, seed=1)
-    found = {"second_operator": measure.compared(other.series, other.intensity)[0]}
-    return found | {"flights": measure.compared(measure.flights(where.root / "flights.parquet"))[0]}
+    flights = measure.flights(where.root / "flights.parquet")
+    return {
+        "second_operator": measure.compared(other.series, other.intensity)[0],
+        "flights": measure.compared(flights)[0],
+    }
 
 
 def joins(operator: Operator, where: daily.Folders, days: int) -> dict[str, Any]:
@@ -350,13 +360,15 @@ def joins(operator: Operator, where: daily.Folders, days: int) -> dict[str, Any]
 @click.option(
     "--events", default=2_000_000, show_default=True, help="events that the stream is timed with"
 )
-@click.option("--steps", default=",".join(STEPS), show_default=True, help="what to do, with commas")
+@click.option(
+    "--steps", default=",".join(STEPS), show_default=True, help="steps to run, separated by commas"
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     default=HERE / "benchmarks" / "results" / "forecast.json",
     show_default=False,
-    help="the figures; default: benchmarks/results/forecast.json",
+    help="file of the figures; default: benchmarks/results/forecast.json",
 )
 @click.option(
     "--plots",
@@ -376,19 +388,25 @@ def main(
     output: Path,
     drawn: Path,
 ) -> None:
-    """Simulate, train once, update seven days, score against every baseline, time the joins, and report."""
-    began, where, report = time.perf_counter(), daily.folders(), Report.of(output)
-    wanted = steps.split(",")
-    if unknown := set(wanted) - set(STEPS):
+    """Simulate an operator, run the steps, and report their figures.
+
+    The steps train once, update seven days, score against every baseline and time the joins.
+    """
+    began = time.perf_counter()
+    where = daily.folders()
+    report = Report.of(output)
+    chosen = steps.split(",")
+    if unknown := set(chosen) - set(STEPS):
         raise click.BadParameter(f"{', '.join(sorted(unknown))}: the steps are {', '.join(STEPS)}")
-    if "days" in wanted:
-        shutil.rmtree(where.root / "compiled", ignore_errors=True)  # a cold start compiles too
-    cache_compiled(where.root / "compiled")
+    compiled = where.root / "compiled"
+    if "days" in chosen:  # the cold start includes compiling
+        shutil.rmtree(compiled, ignore_errors=True)
+    cache_compiled(compiled)
     click.echo("simulating ...")
     operator = simulate(cells)
-    positive = sum(int((counts > 0).sum()) for counts in operator.hourly)
-    grid = operator.regions * operator.stations * operator.series.days * 24
-    report.save({"keys": len(operator.series.keys), "cells": grid, "positives": positive})
+    keys = len(operator.series.keys)
+    cells, positives = grid_cells(operator), count_positives(operator)
+    report.save({"keys": keys, "cells": cells, "positives": positives})
     acts: dict[str, Callable[[], dict[str, Any]]] = {
         "days": lambda: measure.days_of(operator, where),
         "accuracy": lambda: accuracy(operator, drawn),
@@ -401,15 +419,23 @@ def main(
         "stream": lambda: measure.stream_speed(operator, where.root, events),
     }
     for name, act in acts.items():
-        if name in wanted:
+        if name in chosen:
             report.step(name, act)
+    parts = written(report, where, drawn)
+    seconds = time.perf_counter() - began
+    click.echo(
+        f"\n{parts}\n\n{seconds:.0f} s; figures in {output}, report and forecasts in {where.root}"
+    )
+
+
+def written(report: Report, where: daily.Folders, drawn: Path) -> str:
+    """Draw the errors and write the report's file; returns its text without the title."""
     if "synthetic" in report.figures:
         plots.errors(report.figures, NAMES, drawn)
     parts = "\n\n".join(f"## {title}\n\n{part}" for title, part in text(report.figures).items())
+    where.root.mkdir(parents=True, exist_ok=True)
     (where.root / "report.md").write_text(f"# Forecast\n\n{parts}\n")
-    click.echo(
-        f"\n{parts}\n\n{time.perf_counter() - began:.0f} s; figures in {output}, report and forecasts in {where.root}"
-    )
+    return parts
 
 
 if __name__ == "__main__":

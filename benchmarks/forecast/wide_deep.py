@@ -1,8 +1,8 @@
-"""The article's line: one Wide and Deep network over a key's last 672 hours, and the 2,160 hours after them.
+"""The article's models v1 to v4: Wide and Deep networks over a key's last 672 hours.
 
-Wide: what is known of the key and of the hour ahead. Deep: what the last four weeks say. v1 to v4 differ in how they
-read the history and in what they forecast; each is a few lines over the same base. The loss is the mean squared error
-of every hour ahead, in units of the key's level.
+The wide part knows the key and the hour ahead; the deep part reads the last four weeks. The
+output is 2,160 hours. The versions differ in how they read the history and in what they forecast.
+The loss is the mean squared error of every hour ahead, in units of the key's level.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,16 @@ layers, ops = keras.layers, keras.ops
 
 HISTORY = 28  # days
 AHEAD = HORIZON * 24
-VALIDATION = 0.1  # of the origins, the newest: what early stopping looks at
+VALIDATION = 0.1  # of the origins, the newest ones: held out for early stopping
 
 
 @dataclass(frozen=True)
 class Version:
-    """What tells one version from another."""
+    """The differences between the versions.
+
+    polyak: share of the old weights in the average, 0 without averaging.
+    patience: epochs without a lower held-out error before training stops, 0 without stopping.
+    """
 
     reads: str  # "lstm_672", "lstm_168" or "folded"
     residual: bool = False
@@ -40,19 +44,23 @@ VERSIONS = {
 
 
 def deep(history, reads: str, units: int):
-    """Return what a version makes of the history, (n, 672) to (n, units)."""
+    """Return the deep part, from the history (n, 672) to (n, units)."""
     series = ops.expand_dims(history, -1)
     if reads == "lstm_672":
         return layers.LSTM(units)(series)
     if reads == "lstm_168":
         return layers.LSTM(units)(series[:, -168:])
-    # Three weeks' gap between the taps: each of the 168 hours sees itself in all four weeks, in four channels.
+    # Taps a week apart: each of the 168 hours reads itself in all four weeks, in four channels.
     weeks = layers.Conv1D(4, 4, dilation_rate=168, padding="valid", name="fold")(series)
     return layers.LSTM(units)(weeks)
 
 
 def network(version: Version, keys: int, groups: tuple[int, int, int], units: int) -> keras.Model:
-    """Return an untrained model: ids (n, 4), first hour's calendar (n, 9) and history (n, 672) to (n, 2160)."""
+    """Return an untrained model.
+
+    Its inputs are those of ``WideDeep.inputs``, its output is (n, 2160). groups: the numbers of
+    regions, stations and networks.
+    """
     inputs = {
         "ids": keras.Input((4,), dtype="int32", name="ids"),
         "calendar": keras.Input((9,), name="calendar"),
@@ -69,7 +77,7 @@ def network(version: Version, keys: int, groups: tuple[int, int, int], units: in
     x = layers.Dense(units)(x)
     x = layers.PReLU()(x) if version.activation == "prelu" else layers.Activation("relu")(x)
     weekly, daily = layers.Dense(168)(x), layers.Dense(HORIZON)(x)
-    # Wide: an hour ahead is known by its hour of the week and by its daypart, whatever the history says.
+    # Wide: it reads the hour of the week and the daypart of an hour ahead, and no history.
     daypart = np.tile(DAYPARTS, HORIZON)
     wide = layers.Dense(5)(layers.Concatenate()(names))
     out = (
@@ -83,67 +91,57 @@ def network(version: Version, keys: int, groups: tuple[int, int, int], units: in
 
 
 class WideDeep:
-    """One version of the article's line."""
+    """One version of the article's models."""
 
     def __init__(
         self, version: str, units: int = 32, epochs: int = 6, batch: int = 64, rate: float = 2e-3
     ) -> None:
-        self.version, self.units, self.epochs, self.batch, self.rate = (
-            VERSIONS[version],
-            units,
-            epochs,
-            batch,
-            rate,
-        )
+        self.version = VERSIONS[version]
+        self.units = units
+        self.epochs = epochs
+        self.batch = batch
+        self.rate = rate
 
     def inputs(self, features: Features, key: np.ndarray, day: np.ndarray) -> Arrays:
-        """Return what the network reads for forecasts of these keys from these days on."""
+        """Return the network's inputs for forecasts of these keys from these days on.
+
+        ids (n, 4), calendar of the first day (n, 9), history (n, 672), stable (n, 168): the
+        history's median week, hour (n, 2160): the hour of that week of each hour ahead.
+        """
+        n = len(key)
         level = np.maximum(np.nan_to_num(features.level_28[key, day - 1]), 0.1)[:, None]
-        back = features.series.counts[
-            key[:, None], day[:, None] - np.arange(HISTORY, 0, -1)
-        ].reshape(len(key), -1)
-        weeks = (back / level).reshape(
-            len(key), 4, 168
-        )  # the first of the 168 has the weekday of the first day ahead
-        calendar = np.concatenate(
-            [np.eye(7)[features.weekday[day]], np.log(level) / 5, features.waves[day][:, :1]],
-            axis=1,
-        )
+        days = day[:, None] - np.arange(HISTORY, 0, -1)
+        back = features.series.counts[key[:, None], days].reshape(n, -1)
+        # The first of the 168 hours has the weekday of the first day ahead.
+        weeks = (back / level).reshape(n, 4, 168)
+        first_day = [
+            np.eye(7)[features.weekday[day]],
+            np.log(level) / 5,
+            features.waves[day][:, :1],
+        ]
+        calendar = np.concatenate(first_day, axis=1)
+        ids = [key, features.region[key], features.station[key], features.network[key]]
         return {
-            "ids": np.stack(
-                [key, *(g[key] for g in (features.region, features.station, features.network))], 1
-            ).astype(np.int32),
+            "ids": np.stack(ids, 1).astype(np.int32),
             "calendar": calendar.astype(np.float32),
-            "history": weeks.reshape(len(key), -1).astype(np.float32),
+            "history": weeks.reshape(n, -1).astype(np.float32),
             "stable": np.median(weeks, axis=1).astype(np.float32),
-            "hour": np.tile(np.arange(AHEAD, dtype=np.int32) % 168, (len(key), 1)),
+            "hour": np.tile(np.arange(AHEAD, dtype=np.int32) % 168, (n, 1)),
         }
 
     def fit(self, features: Features, until: int, seed: int = 0, origins: int = 40) -> "WideDeep":
-        """Learn from origins spread over the days before until, every key from each."""
+        """Learn every key from origins spread over the days before until."""
         keras.utils.set_random_seed(seed)
         first = np.unique(np.linspace(2 * HISTORY, until - HORIZON, origins).astype(int))
-        day, key = (v.ravel() for v in np.meshgrid(first, features.key, indexing="ij"))
-        alive = np.nan_to_num(features.level_28[key, day - 1]) > 0
-        day, key = day[alive], key[alive]
-        ahead = day[:, None] + np.arange(HORIZON)
-        level = features.level_28[key, day - 1][:, None, None]
-        seen = features.series.observed[key[:, None], ahead]
-        target = np.where(
-            seen, features.series.counts[key[:, None], ahead] / level, np.nan
-        ).reshape(len(key), -1)
+        key, day = _alive(features, first)
+        inputs = self.inputs(features, key, day)
+        target = _target(features, key, day)
         groups = (features.regions, features.stations, features.networks)
-        self.trainer = Trainer(
-            network(self.version, len(features.key), groups, self.units),
-            masked_l2,
-            self.version.polyak,
-        )
-        inputs, target = self.inputs(features, key, day), target.astype(np.float32)
-        held = (
-            day > first[int(len(first) * (1 - VALIDATION)) - 1]
-            if self.version.patience
-            else np.zeros(len(day), bool)
-        )
+        model = network(self.version, len(features.key), groups, self.units)
+        self.trainer = Trainer(model, masked_l2, self.version.polyak)
+        held = np.zeros(len(day), bool)
+        if self.version.patience:
+            held = day > first[int(len(first) * (1 - VALIDATION)) - 1]
         stop = self._stopper({name: values[held] for name, values in inputs.items()}, target[held])
         self.trainer.train(
             {name: values[~held] for name, values in inputs.items()},
@@ -158,7 +156,10 @@ class WideDeep:
         return self
 
     def _stopper(self, inputs: Arrays, target: np.ndarray):
-        """Return what ends the training when the held-out error has not fallen for the version's patience."""
+        """Return the function that ends the training when the held-out error stays high.
+
+        It waits as many epochs as the version's patience.
+        """
         errors: list[float] = []
 
         def stop(epoch: int, loss: float) -> None:
@@ -172,8 +173,23 @@ class WideDeep:
 
     def forecast(self, features: Features, day: int, days: int = HORIZON) -> np.ndarray:
         """Return counts, float32 (keys, days, 24)."""
-        shape = self.trainer.predict(
-            self.inputs(features, features.key, np.full(len(features.key), day)), 256
-        )
+        inputs = self.inputs(features, features.key, np.full(len(features.key), day))
+        shape = self.trainer.predict(inputs, 256).reshape(-1, HORIZON, 24)
         level = np.nan_to_num(features.level_28[:, day - 1])[:, None, None]
-        return shape.reshape(-1, HORIZON, 24)[:, :days].clip(0) * level
+        return shape[:, :days].clip(0) * level
+
+
+def _alive(features: Features, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs of key and first day ahead, by day, of the keys that have a level then."""
+    day, key = (values.ravel() for values in np.meshgrid(first, features.key, indexing="ij"))
+    alive = np.nan_to_num(features.level_28[key, day - 1]) > 0
+    return key[alive], day[alive]
+
+
+def _target(features: Features, key: np.ndarray, day: np.ndarray) -> np.ndarray:
+    """Return the hours ahead in levels, float32 (n, 2160), NaN where not observed."""
+    ahead = day[:, None] + np.arange(HORIZON)
+    level = features.level_28[key, day - 1][:, None, None]
+    seen = features.series.observed[key[:, None], ahead]
+    in_levels = features.series.counts[key[:, None], ahead] / level
+    return np.where(seen, in_levels, np.nan).reshape(len(key), -1).astype(np.float32)

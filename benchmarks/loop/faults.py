@@ -1,4 +1,4 @@
-"""Fifty faults over a stream: kill, stop and put back the real parts, and count what was lost and what was learned twice.
+"""Fifty faults over a stream: counts of the samples that were lost and learned twice.
 
 python -m benchmarks.loop.faults --seed 1
 """
@@ -20,21 +20,23 @@ from harness.stack import Stack
 
 
 @click.command(help=__doc__)
-@click.option("--seed", type=int, help="Draws faults and moments; a new one each time by default.")
+@click.option(
+    "--seed",
+    type=int,
+    help="Draws the faults and their times; by default, each run draws another seed.",
+)
 @click.option(
     "--faults",
     "count",
     default=50,
     show_default=True,
-    help="How many; each kind comes at least once.",
+    help="Number of faults; each kind comes at least once.",
 )
-@click.option(
-    "--samples", default=100_000, show_default=True, help="How many messages stream in at least."
-)
+@click.option("--samples", default=100_000, show_default=True, help="Least number of messages.")
 @click.option("--rate", default=200.0, show_default=True, help="Messages a second.")
 @click.option("--learner", default="sgd", show_default=True, help="LEARNER of the job.")
 def main(seed: int | None, count: int, samples: int, rate: float, learner: str) -> None:
-    """Run and print the table; exit code 1 where a message was lost or learned twice."""
+    """Run the faults and print the table; exit with 1 if a message was lost or learned twice."""
     seed = random.SystemRandom().randrange(1 << 31) if seed is None else seed
     click.echo(f"seed {seed}")
     names = drawn(random.Random(seed), count)  # noqa: S311 - draws faults
@@ -43,10 +45,9 @@ def main(seed: int | None, count: int, samples: int, rate: float, learner: str) 
     try:
         with trial(parts, seed, rate=rate, learner=learner) as running:
             for name in tqdm(names, unit="fault", disable=not sys.stderr.isatty()):
-                seconds.setdefault(name, []).append(strike(running, name))
-                click.echo(
-                    f"{time.strftime('%H:%M:%S')} {name}: {seconds[name][-1]:.1f} s", err=True
-                )
+                took = strike(running, name)
+                seconds.setdefault(name, []).append(took)
+                click.echo(f"{time.strftime('%H:%M:%S')} {name}: {took:.1f} s", err=True)
             wait_for(running, samples)
             messages, lost, twice = running.prove()
             command = f'make faults FAULTS="--seed {seed} --learner {learner}"'
@@ -60,9 +61,9 @@ def main(seed: int | None, count: int, samples: int, rate: float, learner: str) 
 
 
 def drawn(rng: random.Random, count: int) -> list[str]:
-    """Return the faults in their order: each kind at least once, the others drawn from all but the last.
+    """Return the faults in their order: each kind at least once, and others at random.
 
-    A partition that is added makes the order inside a batch unknown, so that comes late.
+    A new partition comes last: after it, the order inside a batch is unknown.
     """
     late = ["add_a_partition"]
     names = [name for name in FAULTS if name not in late]
@@ -72,7 +73,7 @@ def drawn(rng: random.Random, count: int) -> list[str]:
 
 
 def wait_for(running: Trial, samples: int) -> None:
-    """Return when so many messages were sent, over all topics that there were."""
+    """Return when so many messages were sent, over all incarnations of the topic."""
     kept = running.proof.messages
     topic = running.log.topic_id()
     before = sum(place[0] != topic for place in kept)
@@ -83,9 +84,13 @@ def wait_for(running: Trial, samples: int) -> None:
 def result(
     seconds: dict[str, list[float]], running: Trial, counts: tuple[int, int, int], command: str
 ) -> dict:
-    """Return what the run showed, as it stands in benchmarks/results/loop.json."""
+    """Return the run's figures, as benchmarks/results/loop.json holds them.
+
+    seconds: recovery times by fault. counts: messages, lost ones, ones learned twice.
+    """
     messages, lost, twice = counts
     proof = running.proof
+    every = list(chain.from_iterable(seconds.values()))
     return {
         "command": command,
         "messages": messages,
@@ -101,10 +106,7 @@ def result(
                 "median": round(statistics.median(took), 1),
                 "max": round(max(took), 1),
             }
-            for name, took in [
-                *sorted(seconds.items()),
-                ("all", list(chain.from_iterable(seconds.values()))),
-            ]
+            for name, took in [*sorted(seconds.items()), ("all", every)]
         },
     }
 

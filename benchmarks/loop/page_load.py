@@ -1,6 +1,6 @@
-"""Load on the page, driven by Locust: 100 requests/s of drawings from the benchmark's own stroke set.
+"""Load on the page, driven by Locust: 100 drawings a second from the benchmark's stroke set.
 
-Run it with `make bench-page` beside a `make run` whose producer sends 1,000 samples/s (PRODUCER_RATE=1000 make run).
+Run `make bench-page` while `PRODUCER_RATE=1000 make run` sends 1,000 samples/s.
 """
 
 import time
@@ -16,23 +16,23 @@ from settings import settings
 
 DRAWINGS = 400
 RNG = np.random.default_rng()
-SAVED: dict[int, float] = {}  # when each version was committed, as Redis has it
-ANSWERED = {0: 0.0}  # when the first answer of each version was here
+SAVED: dict[int, float] = {}  # epoch seconds of each version's commit, from Redis
+ANSWERED = {0: 0.0}  # epoch seconds of the first answer from each version
 
 
 def drawings() -> list[str]:
-    """Return drawings of pen movements, as a page sends them."""
+    """Return drawings of pen movements, as the page sends them."""
     rng = np.random.default_rng(0)
     shapes = [shape for hand in pens().values() for shape in hand]
     return [drawn(shapes[rng.integers(len(shapes))], rng) for _ in range(DRAWINGS)]
 
 
 SENT = drawings()
-gevent.get_hub().loop.update_now()  # else the seconds that took count as part of the run
+gevent.get_hub().loop.update_now()  # or the seconds for the drawings would count as the run's
 
 
 class Person(FastHttpUser):
-    """Draws once a second on average, as people come: each by themselves, not all in step."""
+    """A person who draws once a second on average, independently of the others."""
 
     host = f"http://127.0.0.1:{settings().page_port}"
 
@@ -60,7 +60,7 @@ class Person(FastHttpUser):
 
 
 def follow_commits() -> None:
-    """Note when each version was committed."""
+    """Note the time of each version's commit."""
     store = ModelStore(settings())
     with store.redis.pubsub(ignore_subscribe_messages=True) as commits:
         commits.subscribe(store.keys.updates)
@@ -71,15 +71,18 @@ def follow_commits() -> None:
 
 @events.test_start.add_listener
 def _start(**_: object) -> None:
+    """Follow the commits while the load runs."""
     gevent.spawn(follow_commits)
 
 
 @events.quitting.add_listener
 def _summary(environment, **_: object) -> None:
+    """Print the figures and store them."""
     total = environment.stats.get("/predict", "POST")
     p50, p99 = (total.get_response_time_percentile(share) for share in (0.5, 0.99))
     print(
-        f"{total.num_requests} requests, {total.total_rps:.0f}/s, p50 {p50} ms, p99 {p99} ms, errors {total.num_failures}"
+        f"{total.num_requests} requests, {total.total_rps:.0f}/s, p50 {p50} ms, p99 {p99} ms, "
+        f"errors {total.num_failures}"
     )
     ages = [1000 * (at - SAVED[version]) for version, at in ANSWERED.items() if version in SAVED]
     if ages:
@@ -89,7 +92,7 @@ def _summary(environment, **_: object) -> None:
             f"p50 {young:.0f} ms, p99 {old:.0f} ms, max {oldest:.0f} ms"
         )
         found = {
-            "command": "make bench-page beside PRODUCER_RATE=1000 make run",
+            "command": "make bench-page, while PRODUCER_RATE=1000 make run runs",
             "requests": total.num_requests,
             "errors": total.num_failures,
             "p50_ms": p50,

@@ -1,4 +1,4 @@
-"""The figures of the loop's benchmarks, kept in benchmarks/results/loop.json."""
+"""Store of the loop's figures: benchmarks/results/loop.json."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ RESULTS = HERE / "benchmarks" / "results" / "loop.json"
 
 
 def load() -> dict[str, Any]:
-    """Return everything that was measured; empty before the first benchmark."""
+    """Return all stored figures; empty before the first benchmark."""
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 

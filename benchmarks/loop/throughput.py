@@ -1,7 +1,8 @@
-"""Samples a second through real Kafka: this project's job and what people would use instead, in one run.
+"""Throughput on real Kafka: samples/s of this project's job and of its contenders in one run.
 
-Everybody reads the same filled topic from its beginning and writes a prediction for every sample to a topic of its own;
-a rate is what comes out between the end of the warm-up and the last sample or the end of the time given.
+Every contender reads the same filled topic from its beginning and writes a prediction for each
+sample to its own topic. A rate is counted from the end of the warm-up to the last sample or to
+the end of the time.
 """
 
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 import redis
 
-from benchmarks.loop.measure import Pace, figure, pace
+from benchmarks.loop.measure import Pace, figure, pace, rate_figure, shown_rate
 from harness.stack import Stack
 from local.bootstrap import CONTENDERS_VENV
 from loop.model_store import Keys
@@ -29,7 +30,11 @@ OURS = "ours"
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do the work; ``script`` runs on Flink where ``flink``, else as a process of ``python``."""
+    """One way to do the work.
+
+    script: runs as a Flink job if ``flink`` is set, and otherwise as a process of ``python``.
+    env: variables that the script gets besides the stack's.
+    """
 
     name: str
     title: str
@@ -98,24 +103,28 @@ ALL = (
 
 @contextmanager
 def running(stack: Stack, contender: Contender) -> Iterator[Stack]:
-    """Run a contender with a consumer group, output topics and model key of its own; gives the view it has."""
+    """Run a contender with its own consumer group, output topics and model key; gives its view."""
     view = stack.named(input_topic=stack.settings.input_topic)
-    env = {
-        "OMP_NUM_THREADS": "1",
-        **dict(contender.env),
-    }  # else OpenBLAS's second thread takes half a core, waiting
-    if contender.flink:
-        script = (
-            contender.script
-            if contender.name == OURS
-            else f"benchmarks/contenders/{contender.script}"
-        )
-        job = view.submit_job(script, PYTHONPATH=str(HERE), **env)
-        try:
-            yield view
-        finally:
-            view.cancel_job(job)
-        return
+    # One thread: OpenBLAS's second thread would take half a core while it waits.
+    env = {"OMP_NUM_THREADS": "1", **dict(contender.env)}
+    with (_as_job if contender.flink else _as_process)(view, contender, env):
+        yield view
+
+
+@contextmanager
+def _as_job(view: Stack, contender: Contender, env: dict[str, str]) -> Iterator[None]:
+    """Run a contender on the stack's Flink."""
+    folder = "" if contender.name == OURS else "benchmarks/contenders/"
+    job = view.submit_job(folder + contender.script, PYTHONPATH=str(HERE), **env)
+    try:
+        yield
+    finally:
+        view.cancel_job(job)
+
+
+@contextmanager
+def _as_process(view: Stack, contender: Contender, env: dict[str, str]) -> Iterator[None]:
+    """Run a contender as a process, with its output in the stack's log folder."""
     log = view.settings.run_dir / "log" / f"{contender.name}.log"
     with log.open("ab") as out:
         process = subprocess.Popen(
@@ -126,7 +135,7 @@ def running(stack: Stack, contender: Contender) -> Iterator[Stack]:
             cwd=view.settings.run_dir,
         )
     try:
-        yield view
+        yield
     finally:
         process.terminate()
         try:
@@ -137,7 +146,7 @@ def running(stack: Stack, contender: Contender) -> Iterator[Stack]:
 
 
 def run_once(stack: Stack, contender: Contender, total: int, seconds: float) -> Pace:
-    """Return one contender's pace over ``total`` waiting samples, watched for at most ``seconds``."""
+    """Return one contender's pace over ``total`` waiting samples, over at most ``seconds``."""
     with running(stack, contender) as view:
         found = pace(view.settings, view.settings.predict_topic, total, seconds, stack)
         if contender.name == OURS:
@@ -164,35 +173,48 @@ def partial_fit_alone(batch: int, seconds: float = 3) -> float:
 def measure(
     stack: Stack, total: int, rounds: int, seconds: float, names: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Return the table and the ratios; the topic of ``stack`` holds ``total`` samples. Every other round runs backwards."""
-    chosen = [c for c in ALL if not names or c.name in names]
-    paces: dict[str, list[Pace]] = {c.name: [] for c in chosen}
+    """Return the table and the ratios; the topic of ``stack`` holds ``total`` samples.
+
+    Every other round runs backwards, so that no contender always follows the same one.
+    """
+    chosen = [contender for contender in ALL if not names or contender.name in names]
+    paces: dict[str, list[Pace]] = {contender.name: [] for contender in chosen}
     for number in range(rounds):
         for contender in chosen if number % 2 == 0 else reversed(chosen):
             began = time.monotonic()
             found = run_once(stack, contender, total, seconds)
             paces[contender.name].append(found)
             print(
-                f"round {number + 1}: {contender.title}: {found.rate:,.0f}/s "
-                f"({time.monotonic() - began:.0f} s; CPU us/sample {found.cpu_us})",
+                f"round {number + 1}: {contender.title}: {shown_rate(found.rate)} "
+                f"({time.monotonic() - began:.0f} s; warm-up {found.warm_up_s} s, "
+                f"{found.host}, CPU us/sample {found.cpu_us})",
                 flush=True,
             )
-    table = {
-        c.name: {
-            "title": c.title,
-            "guarantee": c.guarantee,
-            **figure([p.rate for p in paces[c.name]], "samples/s"),
-            "cpu_us_per_sample": paces[c.name][-1].cpu_us,
-        }
-        for c in chosen
-    }
-    ratios = {}
+    table = {contender.name: _row(contender, paces[contender.name]) for contender in chosen}
     if OURS in table:
-        ratios = {
-            n: round(table[OURS]["median"] / row["median"], 2)
-            for n, row in table.items()
-            if n != OURS
-        }
         table[OURS]["threads_us_per_sample"] = paces[OURS][-1].threads_us
         table[OURS]["samples_per_commit"] = figure([p.per_commit for p in paces[OURS]], "samples")
-    return {"throughput": table, "ratios": ratios}
+    return {"throughput": table, "ratios": _ratios(table)}
+
+
+def _row(contender: Contender, paces: list[Pace]) -> dict[str, Any]:
+    """Return a contender's row of the table; warm-ups and hosts are of each run."""
+    return {
+        "title": contender.title,
+        "guarantee": contender.guarantee,
+        **rate_figure([found.rate for found in paces]),
+        "cpu_us_per_sample": paces[-1].cpu_us,
+        "warm_up_s": [found.warm_up_s for found in paces],
+        "steady": [found.steady for found in paces],
+        "host": [found.host for found in paces],
+    }
+
+
+def _ratios(table: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Return this project's median rate over each contender's, where both have one."""
+    ours = table.get(OURS, {}).get("median")
+    return {
+        name: round(ours / row["median"], 2)
+        for name, row in table.items()
+        if name != OURS and ours and "median" in row
+    }

@@ -4,12 +4,13 @@ const $ = (id) => document.getElementById(id);
 const SUMS = [7, 30, 90]; // days ahead
 const count = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
-const dayName = new Intl.DateTimeFormat("en", { weekday: "short", day: "numeric", month: "short", year: "numeric", timeZone: "UTC" });
-const month = new Intl.DateTimeFormat("en", { day: "numeric", month: "short", timeZone: "UTC" });
+const monthDay = { day: "numeric", month: "short", timeZone: "UTC" };
+const month = new Intl.DateTimeFormat("en", monthDay);
+const dayName = new Intl.DateTimeFormat("en", { ...monthDay, weekday: "short", year: "numeric" });
 
 let keys = []; // [region, network, station]
-let shown = null; // what /forecast/data said of the chosen key
-let asked = 0; // number of the newest question, so that a late answer to an old one is dropped
+let shown = null; // the answer of /forecast/data for the chosen key
+let asked = 0; // number of the newest request, so that a late answer to an old one is dropped
 let pointed = null; // the day under the pointer, counted from the first of the history
 
 async function ask(path) {
@@ -30,7 +31,9 @@ function element(name, attributes, text) {
 function row(head, ...cells) {
   const made = document.createElement("tr");
   made.append(Object.assign(document.createElement("th"), { scope: "row", textContent: head }));
-  made.append(...cells.map((text) => Object.assign(document.createElement("td"), { textContent: text })));
+  for (const text of cells) {
+    made.append(Object.assign(document.createElement("td"), { textContent: text }));
+  }
   return made;
 }
 
@@ -39,10 +42,12 @@ function date(day) {
 }
 
 function frame() {
-  const [width, height] = [$("days").clientWidth || 320, $("days").clientHeight || 240];
+  const width = $("days").clientWidth || 320;
+  const height = $("days").clientHeight || 240;
   const [left, right, top, bottom] = [44, width - 8, 8, height - 22];
   const days = shown.history.length + shown.forecast.length;
-  const largest = Math.max(4, ...shown.history.filter((v) => v !== null), ...shown.forecast, ...shown.median);
+  const seen = shown.history.filter((value) => value !== null);
+  const largest = Math.max(4, ...seen, ...shown.forecast, ...shown.median);
   const unit = 10 ** Math.floor(Math.log10(largest / 4));
   const step = unit * [1, 2, 2.5, 5, 10].find((times) => times * unit * 4 >= largest * 0.98);
   const most = Math.max(largest, Math.ceil(largest / step) * step);
@@ -57,21 +62,24 @@ function draw() {
   if (!shown) return;
   const { width, height, left, right, top, bottom, days, step, most, x, y } = frame();
   const parts = [];
+  const line = (name, x1, x2, y1, y2) => element("line", { class: name, x1, x2, y1, y2 });
+  const label = (at, down, anchor, text) =>
+    element("text", { x: at, y: down, "text-anchor": anchor }, text);
   for (let value = 0; value <= most; value += step) {
-    parts.push(element("line", { class: "grid", x1: left, x2: right, y1: y(value), y2: y(value) }));
-    parts.push(element("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, short.format(value)));
+    parts.push(line("grid", left, right, y(value), y(value)));
+    parts.push(label(left - 6, y(value) + 4, "end", short.format(value)));
   }
   for (let day = 0; day < days; day += 1) {
     if (date(day).getUTCDate() !== 1 || x(day) > right - 20) continue;
-    parts.push(element("line", { class: "grid", x1: x(day), x2: x(day), y1: bottom, y2: bottom + 4 }));
-    parts.push(element("text", { x: x(day), y: height - 5, "text-anchor": "middle" }, month.format(date(day))));
+    parts.push(line("grid", x(day), x(day), bottom, bottom + 4));
+    parts.push(label(x(day), height - 5, "middle", month.format(date(day))));
   }
-  const today = x(shown.history.length - 0.5);
-  parts.push(element("line", { class: "today", x1: today, x2: today, y1: top, y2: bottom }));
-  for (const [name, values, from] of [
-    ["history", shown.history, 0], ["usual", shown.median, shown.history.length], ["ours", shown.forecast, shown.history.length],
-  ]) parts.push(...lines(name, values, from, x, y));
-  if (pointed !== null) parts.push(element("line", { class: "cursor", x1: x(pointed), x2: x(pointed), y1: top, y2: bottom }));
+  const first = shown.history.length; // of the days ahead
+  parts.push(line("today", x(first - 0.5), x(first - 0.5), top, bottom));
+  parts.push(...lines("history", shown.history, 0, x, y));
+  parts.push(...lines("usual", shown.median, first, x, y));
+  parts.push(...lines("ours", shown.forecast, first, x, y));
+  if (pointed !== null) parts.push(line("cursor", x(pointed), x(pointed), top, bottom));
   $("days").setAttribute("viewBox", `0 0 ${width} ${height}`);
   $("days").replaceChildren(...parts);
 }
@@ -94,16 +102,27 @@ function point(day) {
   if (!shown) return;
   const last = shown.history.length + shown.forecast.length - 1;
   pointed = day === null ? null : Math.max(0, Math.min(last, day));
-  const ahead = pointed - shown.history.length;
-  if (pointed === null) $("reading").textContent = "Point at a day, or use the arrow keys on the chart.";
-  else if (ahead < 0) {
-    const value = shown.history[pointed];
-    $("reading").textContent = `${dayName.format(date(pointed))}: ${value === null ? "not observed" : count.format(value)}`;
-  } else {
-    $("reading").textContent = `${dayName.format(date(pointed))}, ${ahead + 1} ${ahead ? "days" : "day"} ahead: ` +
-      `forecast ${count.format(shown.forecast[ahead])}, median ${count.format(shown.median[ahead])}`;
-  }
+  $("reading").textContent = reading();
   draw();
+}
+
+// The sentence about the day under the pointer.
+function reading() {
+  if (pointed === null) return "Point at a day, or use the arrow keys on the chart.";
+  const name = dayName.format(date(pointed));
+  const ahead = pointed - shown.history.length;
+  if (ahead < 0) {
+    const value = shown.history[pointed];
+    return `${name}: ${value === null ? "not observed" : count.format(value)}`;
+  }
+  const forecast = count.format(shown.forecast[ahead]);
+  const median = count.format(shown.median[ahead]);
+  const days = ahead ? "days" : "day";
+  return `${name}, ${ahead + 1} ${days} ahead: forecast ${forecast}, median ${median}`;
+}
+
+function sum(values) {
+  return values.reduce((a, b) => a + b, 0);
 }
 
 async function show() {
@@ -114,9 +133,12 @@ async function show() {
     const found = await ask(`data?${new URLSearchParams({ region, network, station })}`);
     if (mine !== asked) return;
     shown = found;
-    $("days").setAttribute("aria-label", `Impressions a day of ${station} in ${region}: history, forecast and median`);
-    $("sums").replaceChildren(...SUMS.map((days) => row(`${days} days`,
-      ...[shown.forecast, shown.median].map((values) => count.format(values.slice(0, days).reduce((a, b) => a + b, 0))))));
+    const title = `Impressions a day of ${station} in ${region}: history, forecast and median`;
+    $("days").setAttribute("aria-label", title);
+    $("sums").replaceChildren(...SUMS.map((days) => {
+      const sums = [shown.forecast, shown.median].map((values) => sum(values.slice(0, days)));
+      return row(`${days} days`, ...sums.map((value) => count.format(value)));
+    }));
     point(null);
   } catch (error) {
     if (mine === asked) fail(error);
@@ -127,7 +149,10 @@ function stations() {
   const networks = new Map();
   keys.forEach(([region, network, station], i) => {
     if (region !== $("region").value) return;
-    if (!networks.has(network)) networks.set(network, Object.assign(document.createElement("optgroup"), { label: network }));
+    if (!networks.has(network)) {
+      const group = Object.assign(document.createElement("optgroup"), { label: network });
+      networks.set(network, group);
+    }
     networks.get(network).append(new Option(station, i));
   });
   $("station").replaceChildren(...networks.values());
@@ -142,6 +167,12 @@ function fail(error) {
   document.querySelectorAll(".shown").forEach((section) => { section.hidden = true; });
 }
 
+function origin(state) {
+  if (state.parent === null) return "trained on the whole history";
+  if (state.kept) return "yesterday's (today's fine-tune was not better)";
+  return "fine-tuned on this day and a replay of older days";
+}
+
 async function begin() {
   const state = await ask("keys");
   keys = state.keys;
@@ -151,11 +182,13 @@ async function begin() {
   $("state").className = "pill up";
   $("as-of").textContent = dayName.format(new Date(state.as_of));
   $("model").textContent = state.model;
-  $("origin").textContent = state.parent === null ? "trained on the whole history"
-    : state.kept ? "yesterday's (today's fine-tune was not better)" : "fine-tuned on this day and a replay of older days";
-  $("series").textContent = `${count.format(keys.length)} in ${count.format(regions.length)} regions`;
-  const errors = Object.entries(state.errors).sort(([a], [b]) => parseInt(a, 10) - parseInt(b, 10));
-  $("errors").replaceChildren(...errors.map(([days, error]) => row(days, error.model.toFixed(1), error.median.toFixed(1))));
+  $("origin").textContent = origin(state);
+  const [series, places] = [keys.length, regions.length].map((n) => count.format(n));
+  $("series").textContent = `${series} in ${places} regions`;
+  const errors = Object.entries(state.errors);
+  errors.sort(([a], [b]) => parseInt(a, 10) - parseInt(b, 10));
+  $("errors").replaceChildren(...errors.map(([days, error]) =>
+    row(days, error.model.toFixed(1), error.median.toFixed(1))));
   $("region").replaceChildren(...regions.map((name) => new Option(name, name)));
   $("region").addEventListener("change", stations);
   $("station").addEventListener("change", show);
@@ -168,7 +201,9 @@ function under(event) {
   return Math.round(((at - left) / (right - left)) * (days - 1));
 }
 
-for (const name of ["pointermove", "pointerdown"]) $("days").addEventListener(name, (event) => shown && point(under(event)));
+for (const name of ["pointermove", "pointerdown"]) {
+  $("days").addEventListener(name, (event) => shown && point(under(event)));
+}
 $("days").addEventListener("pointerleave", () => point(null));
 $("days").addEventListener("keydown", (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];

@@ -37,7 +37,7 @@ DAGS = HERE / "forecast" / "dags"
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory) -> dict[str, str]:
-    """An Airflow of its own, and an operator's log of three days to come."""
+    """An Airflow of this module, and an operator's log of three days to come."""
     folder = tmp_path_factory.mktemp("airflow")
     env = os.environ | {
         "AIRFLOW_HOME": str(folder / "airflow"),
@@ -89,7 +89,8 @@ def test_the_daily_dag_begins_after_midnight_everywhere_and_holds_no_worker(env)
     code = """if True:
         import runpy, sys
         wait = runpy.run_path(sys.argv[1])["wait"]
-        print(wait.dag.schedule, wait.mode, wait.dag.catchup, wait.depends_on_past, wait.timeout < 86400)
+        dag, short = wait.dag, wait.timeout < 86400
+        print(dag.schedule, wait.mode, dag.catchup, wait.depends_on_past, short)
     """
     argv = [str(AIRFLOW_PYTHON), "-c", code, str(DAGS / "ad_inventory.py")]
     assert "0 12 * * * reschedule False False True" in run(argv, env)

@@ -1,4 +1,4 @@
-"""The forecast's page in a real browser, served by the digits page's own app; no Kafka, Redis or Flink behind it."""
+"""The forecast's page in a real browser, served by the digits page's app without Kafka."""
 
 import contextlib
 import threading
@@ -77,7 +77,10 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @contextlib.contextmanager
 def opened(browser: Browser, url: str, **options) -> Iterator[tuple[Page, list[str]]]:
-    """Open the page; yields it and what it put on the console, which the strict policy would fill."""
+    """Open the page; yields it and its console's messages.
+
+    The page's strict policy writes there what it refuses.
+    """
     context = browser.new_context(**{"viewport": DESKTOP} | options)
     tab = context.new_page()
     said: list[str] = []

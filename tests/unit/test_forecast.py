@@ -1,4 +1,4 @@
-"""The forecast without anything running: series, features, scores, daily updates and what is published."""
+"""The forecast without Kafka or Flink: series, features, scores, updates, published folders."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def published(operator: Operator, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture
 def fresh(published, tmp_path: Path) -> tuple[daily.Folders, list[date]]:
-    """An installation of its own, initialised, and its days to come."""
+    """A copy of the initialised installation, and its days to come."""
     where, later = published
     first = store.of_day(where.published, later[0] - timedelta(days=1))
     shutil.copytree(where.root / "log", tmp_path / "log")

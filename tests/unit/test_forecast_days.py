@@ -1,4 +1,4 @@
-"""The forecast's input as people's logs are: keys, stray and repeated rows, days cut short, damage, two runs at once."""
+"""The forecast on logs as people have them: odd keys, stray rows, days cut short, damage."""
 
 import dataclasses
 import errno
@@ -40,14 +40,14 @@ def initialised(operator: Operator, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def fresh(initialised, tmp_path: Path) -> tuple[daily.Folders, list[date]]:
-    """An installation of its own, initialised, and its days to come."""
+    """A copy of the initialised installation, and its days to come."""
     where, later = initialised
     shutil.copytree(where.root, tmp_path / "f", symlinks=True)
     return daily.Folders(tmp_path / "f"), later
 
 
 def rewrite(where: daily.Folders, day: date, change) -> None:
-    """Replace a day's file by what is made of its rows."""
+    """Replace a day's file by its changed rows."""
     path = where.day(day)
     change(pd.read_parquet(path)).to_parquet(path, index=False)
 

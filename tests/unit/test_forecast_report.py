@@ -82,11 +82,16 @@ def test_a_missed_goal_is_said_with_its_horizon():
     }
     said = report.goals({"flights": rows, "daily_s": 9.5})
     assert "| daily update, forecast and Parquet, s | <= 3 | 9.5 | missed |" in said
-    assert (
-        "LightGBM, lags and calendar: flights from New York in 2013 | each horizon | not at 8-30 days"
-        in said
-    )
+    row = "LightGBM, lags and calendar: flights from New York in 2013"
+    assert f"{row} | each horizon | not at 8-30 days" in said
     assert report.lost_to(rows, "lightgbm_same_inputs")[0] == "1-7 days (average MAPE)"
+
+
+def test_the_flights_are_a_year_of_three_airports(tmp_path):
+    series = measure.flights(tmp_path / "flights.parquet")
+    assert sorted(series.keys["region"].unique()) == ["EWR", "JFK", "LGA"]
+    assert series.days == 364  # the log begins at 5:00 on the first day of the year
+    assert series.counts.sum() == 335_934  # 336,776 flights without the 842 of that day
 
 
 def test_an_unknown_step_is_refused():
