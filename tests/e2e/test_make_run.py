@@ -247,7 +247,7 @@ def test_a_taken_port_is_one_sentence_and_nothing_is_left(made):
         assert made.process.wait(60) != 0
     last = [line for line in made.said().splitlines() if not line.startswith("make: ")][-1]
     port = made.settings.flink_port
-    assert last.startswith(f"make run: JobManager needs port {port}, which another program holds")
+    assert last.startswith(f"make run: JobManager needs port {port}, which another program uses")
     made.left_nothing()
 
 
