@@ -114,6 +114,7 @@ def test_a_first_run_without_a_network_is_one_sentence(tmp_path):
     shutil.copy(HERE / "local" / "bootstrap.py", tmp_path / "local")
     for name in ("paths.py", "requirements.txt"):
         shutil.copy(HERE / name, tmp_path)
+    shutil.copytree(HERE / "requirements", tmp_path / "requirements")
     nowhere = {
         "PIP_INDEX_URL": "http://127.0.0.1:9/",
         "PIP_FIND_LINKS": "",
