@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from hashlib import blake2b
 from itertools import count as natural_numbers
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from commands import rejects, topics
 from loop.clients import MAX_WAITING, Reader, Sender, stop_on_signals
 from loop.messages import DIGITS, load_format
+from loop.seen import digests
 from settings import one_line, settings
 
 ONE_PASS = 1797  # samples in the data set
@@ -66,8 +66,8 @@ class Sent:
     """The digits and the newest ``MAX_SENT`` copies of them that were sent."""
 
     def __init__(self, X: np.ndarray) -> None:
-        self.originals = {digest(pixels) for pixels in X}
-        self.copies: dict[bytes, None] = {}  # the oldest first
+        self.originals = set(digests(X))
+        self.copies: dict[int, None] = {}  # the oldest first
 
     def new_copies(self, X: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         """Return a distorted copy of each digit, whole numbers, that was not sent before."""
@@ -77,23 +77,18 @@ class Sent:
         rows = np.arange(len(X))
         while len(rows):
             copies[rows] = np.rint(distorted(X[rows].astype(np.float32), draw))
-            rows = np.array([row for row in rows if not self._add(copies[row])], dtype=np.int64)
+            drawn = zip(rows, digests(copies[rows]), strict=True)
+            rows = np.array([row for row, digest in drawn if not self._add(digest)], np.int64)
         return copies
 
-    def _add(self, pixels: np.ndarray) -> bool:
+    def _add(self, digest: int) -> bool:
         """Remember a copy and return whether it is new."""
-        key = digest(pixels)
-        if key in self.originals or key in self.copies:
+        if digest in self.originals or digest in self.copies:
             return False
         if len(self.copies) >= MAX_SENT:
             del self.copies[next(iter(self.copies))]
-        self.copies[key] = None
+        self.copies[digest] = None
         return True
-
-
-def digest(pixels: np.ndarray) -> bytes:
-    """Return a hash of a picture."""
-    return blake2b(pixels.tobytes(), digest_size=8).digest()
 
 
 def replay(

@@ -6,22 +6,14 @@ import sys
 
 import click
 
-from local.bootstrap import AUDIT_VENV, HERE, LOCAL, LOCKS, PYTHON, UV, VENV
+from local.bootstrap import AUDIT_VENV, HERE, LOCAL, LOCKS, PYTHON, SETS, UV, VENV
 from settings import UserError, one_line
 
 # Each lock and what it is made from.
 SOURCES = {
-    LOCKS[VENV]: (
-        "requirements.txt",
-        "requirements/dev.txt",
-        "requirements/bench.txt",
-        "forecast/requirements.txt",
-    ),
-    "requirements/airflow.lock": ("forecast/requirements-airflow.txt",),
-    "requirements/contenders.lock": ("benchmarks/contenders/requirements.txt",),
-    "requirements/audit.lock": ("requirements/audit.txt",),
-    UV: ("requirements/uv.in",),
-}
+    lock: [file for venv, file in SETS.values() if venv == environment]
+    for environment, lock in LOCKS.items()
+} | {UV: ["requirements/uv.in"]}
 SBOM = LOCAL / "sbom.json"
 
 

@@ -20,8 +20,8 @@ class Scores:
 
     ``predicted``, ``right``: counts. ``recent``: the last 100 outcomes, oldest first, "1" right and
     "0" wrong. ``confusion``: counts by (label, prediction). ``by_source``: {source: [predicted,
-    right]} of samples that name one. ``new_predicted``, ``new_right``: counts of the samples that the model
-    had not learned before.
+    right]} of samples that name one. ``new_predicted``, ``new_right``: counts of the samples that
+    the model had not learned before.
     """
 
     predicted: int = 0

@@ -44,11 +44,16 @@ class Seen:
     def knows(self, X: np.ndarray) -> np.ndarray:
         """Return which rows of X, float64 (n, features), were learned before, bool (n,)."""
         known = self._known
-        return np.array([digest in known for digest in _digests(X)], dtype=bool)
+        return np.array([digest in known for digest in digests(X)], dtype=bool)
 
-    def add(self, X: np.ndarray) -> None:
-        """Remember the rows of X, float64 (n, features)."""
-        for digest in _digests(X):
+    def add(self, X: np.ndarray) -> np.ndarray:
+        """Remember the rows of X, float64 (n, features), and return which were new, bool (n,).
+
+        A row that X holds twice is new both times.
+        """
+        found = digests(X)
+        new = np.array([digest not in self._known for digest in found], dtype=bool)
+        for digest in found:
             if digest in self._known:
                 continue
             slot = self.added % CAPACITY
@@ -57,13 +62,15 @@ class Seen:
             self.digests[slot] = digest
             self._known.add(digest)
             self.added += 1
+        return new
 
     def dumps(self) -> bytes:
         """Return the memory as ``size`` bytes."""
         return self.added.to_bytes(8, "little") + self.digests.tobytes()
 
 
-def _digests(X: np.ndarray) -> list[int]:
+def digests(X: np.ndarray) -> list[int]:
+    """Return one number per row of X, float64 (n, features): equal rows have equal numbers."""
     rows = np.ascontiguousarray(X)
     return [
         int.from_bytes(blake2b(row, digest_size=DIGEST_BYTES).digest(), "little") for row in rows

@@ -208,7 +208,6 @@ class Trainer:
         if len(samples.y):
             with self._naming(batch):
                 held.learner.learn(samples.X, samples.y)
-            held.seen.add(samples.X)
         check()
         self._commit(held, meta, changed=len(samples.y) > 0)
         return learned
@@ -275,16 +274,17 @@ class Trainer:
 def _fresh_samples(
     parsed: Parsed, predicted: np.ndarray | None, fresh: np.ndarray, seen: Seen
 ) -> Samples:
+    """Return the samples to learn, and remember them as seen: each is hashed only once."""
     which = fresh[parsed.good]
     if which.all():  # nearly always: no copy is made
-        return Samples(parsed.X, parsed.y, predicted, parsed.sources, ~seen.knows(parsed.X))
+        return Samples(parsed.X, parsed.y, predicted, parsed.sources, seen.add(parsed.X))
     X = parsed.X[which]
     return Samples(
         X,
         parsed.y[which],
         None if predicted is None else predicted[which],
         [parsed.sources[i] for i in np.flatnonzero(which)],
-        ~seen.knows(X),
+        seen.add(X),
     )
 
 

@@ -128,7 +128,7 @@ class Live:
     def parts(self) -> dict[str, str]:
         """Return each component that the page needs with "up" or a sentence on its problem.
 
-        Other problems of the moment follow under names of their own.
+        Other current problems follow, each under another name.
         """
         stored = self.watcher.current
         model = f"version {stored.meta.version}" if stored else "There is no model yet."
